@@ -1,0 +1,34 @@
+"""One module per group of rows; ``ROWS`` is the table in the order in which it is printed."""
+
+from __future__ import annotations
+
+from benchmarks.harness import Row
+from benchmarks.rows import (
+    big,
+    imports,
+    latency,
+    many,
+    memory,
+    noise,
+    reads,
+    server_time,
+    sync,
+    under_load,
+    writes,
+)
+
+__all__ = ["ROWS"]
+
+ROWS: tuple[Row, ...] = (
+    *noise.ROWS,
+    *reads.ROWS,
+    *writes.ROWS,
+    *server_time.ROWS,
+    *latency.ROWS,
+    *many.ROWS,
+    *big.ROWS,
+    *memory.ROWS,
+    *under_load.ROWS,
+    *sync.ROWS,
+    *imports.ROWS,
+)

@@ -1,0 +1,1 @@
+"""Runnable examples; each asserts what it claims."""

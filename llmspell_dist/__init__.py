@@ -1,0 +1,84 @@
+"""Shared state for many LLM agent processes, on Redis or Valkey.
+
+::
+
+    async with llmspell_dist.connect("redis://localhost") as spell:
+        await spell.state.set("agent:alice", "mood", "curious")
+"""
+
+from __future__ import annotations
+
+from llmspell_dist.ack import LOCAL_FSYNC, MEMORY, REPLICATED_ALL, Ack, replicated
+from llmspell_dist.classes import ClassRules, StateClass
+from llmspell_dist.client import Spell, connect
+from llmspell_dist.config import Options
+from llmspell_dist.context import CommitContext, context, current_context
+from llmspell_dist.errors import (
+    AckNotReachedError,
+    CircularReferenceError,
+    ClosedError,
+    CodecError,
+    ConflictError,
+    CorruptRecordError,
+    CrossShardError,
+    HistoryUnavailableError,
+    InvalidArgumentError,
+    LimitError,
+    OutcomeUnknownError,
+    SpellError,
+    StoreUnavailableError,
+    UpdateConflictError,
+    WrongKindError,
+)
+from llmspell_dist.retention import Retention
+from llmspell_dist.revision import Revision
+from llmspell_dist.scope import Scope, ScopeKind
+from llmspell_dist.state.manager import StateManager, Transaction
+from llmspell_dist.state.model import Change, Page, Record, ScopeStat
+from llmspell_dist.state.writes import ANY
+from llmspell_dist.ttl import KEEP
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ANY",
+    "KEEP",
+    "LOCAL_FSYNC",
+    "MEMORY",
+    "REPLICATED_ALL",
+    "Ack",
+    "AckNotReachedError",
+    "Change",
+    "CircularReferenceError",
+    "ClassRules",
+    "ClosedError",
+    "CodecError",
+    "CommitContext",
+    "ConflictError",
+    "CorruptRecordError",
+    "CrossShardError",
+    "HistoryUnavailableError",
+    "InvalidArgumentError",
+    "LimitError",
+    "Options",
+    "OutcomeUnknownError",
+    "Page",
+    "Record",
+    "Retention",
+    "Revision",
+    "Scope",
+    "ScopeKind",
+    "ScopeStat",
+    "Spell",
+    "SpellError",
+    "StateClass",
+    "StateManager",
+    "StoreUnavailableError",
+    "Transaction",
+    "UpdateConflictError",
+    "WrongKindError",
+    "connect",
+    "context",
+    "current_context",
+    "replicated",
+]

@@ -1,0 +1,134 @@
+"""From a URL and options to the parts of a client, for the async and the blocking surface alike."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from llmspell_dist.ack import LOCAL_FSYNC, MEMORY, REPLICATED_ALL, Ack
+from llmspell_dist.clock import ServerClock
+from llmspell_dist.config import Options, default_namespace, default_url, parse_url
+from llmspell_dist.errors import NamespaceMismatchError
+from llmspell_dist.keys import KeySpace
+from llmspell_dist.records import FORMAT
+from llmspell_dist.redis.commands import Command
+from llmspell_dist.redis.options import LaneOptions
+from llmspell_dist.redis.resp import pack
+from llmspell_dist.redis.scripts import Script, load_script
+from llmspell_dist.redis.locate import locate
+from llmspell_dist.state.core import Core
+from llmspell_dist.state.values import Values
+
+if TYPE_CHECKING:
+    from llmspell_dist.redis.connection import EndpointResolver, ServerInfo
+    from llmspell_dist.state.steps import Steps
+
+__all__ = ["Assembly", "assemble", "complete_options"]
+
+_HOT_SCRIPTS: Final = ("commit", "read")
+
+
+@dataclass(slots=True)
+class Assembly:
+    """The parts of a client, before anything is connected."""
+
+    options: Options
+    resolver: EndpointResolver
+    lane_options: LaneOptions
+    core: Core
+    housekeeping: bool
+    _release: Callable[[], None] | None = None
+
+    @property
+    def scripts(self) -> tuple[Script, ...]:
+        """The scripts that every connection loads when it is made."""
+        return tuple(load_script(name) for name in _HOT_SCRIPTS)
+
+    def release(self) -> None:
+        """Give back a server inside this process; more than once is allowed."""
+        release, self._release = self._release, None
+        if release is not None:
+            release()
+
+    def register(self, info: ServerInfo | None) -> Steps[None]:
+        """Enter format and shard count for a new namespace; check those of an existing one."""
+        core, namespace = self.core, self.core.keyspace.namespace
+        core.server = self.resolver.label
+        ctl = core.keyspace.ctl("0")
+        ask = Command(pack(b"HMGET", ctl, b"format", b"shards"), "HMGET")
+        found = yield ask
+        if None in found:
+            shards = core.keyspace.shards
+            yield Command(pack(b"HSETNX", ctl, b"format", FORMAT), "HSETNX")
+            yield Command(pack(b"HSETNX", ctl, b"shards", shards), "HSETNX")
+            found = yield ask
+        for what, expected, actual in (
+            ("format", FORMAT, int(found[0])),
+            ("shards", core.keyspace.shards, int(found[1])),
+        ):
+            if expected != actual:
+                raise NamespaceMismatchError(namespace, what, expected, actual)
+        core.durable_ack = yield from self._strongest_ack(info)
+
+    def _strongest_ack(self, info: ServerInfo | None) -> Steps[Ack]:
+        """What the class Critical waits for: replicas if there are any, else the disk."""
+        if info is not None and info.replicas:
+            return REPLICATED_ALL
+        reply = yield Command(pack("INFO", "persistence"), "INFO")
+        if reply is not None and b"aof_enabled:1" in reply and _has_waitaof(info):
+            return LOCAL_FSYNC
+        return MEMORY
+
+
+def _has_waitaof(info: ServerInfo | None) -> bool:
+    if info is None:
+        return False
+    try:
+        major, minor = (int(part) for part in info.version.split(".")[:2])
+    except ValueError:
+        return False
+    return info.flavour == "valkey" or (major, minor) >= (7, 2)
+
+
+def complete_options(
+    namespace: str | None, client_name: str | None, options: Options | None
+) -> Options:
+    """The options of a client: what is given by name goes before what the options say."""
+    if options is None:
+        options = Options(namespace=namespace or default_namespace())
+    elif namespace is not None:
+        options = replace(options, namespace=namespace)
+    name = client_name or options.client_name
+    if name is None:
+        host = "".join(c if c.isascii() and c.isalnum() else "-" for c in socket.gethostname())
+        name = f"{host[:64]}:{os.getpid()}"
+    return replace(options, client_name=name)
+
+
+def assemble(url: str | None, options: Options) -> Assembly:
+    """Put a client's parts together; starts or finds the server of ``embedded://``."""
+    target = parse_url(default_url() if url is None else url)
+    resolved = locate(target, client_name=options.client_name, protocol=options.protocol)
+    codec = options.make_codec()
+    clock = ServerClock()
+    core = Core(
+        KeySpace(options.namespace, options.shards or 1),
+        Values(codec, options.cipher),
+        options.classes.resolver(),
+        clock,
+        actor=options.client_name,
+        server=resolved.resolver.label,
+    )
+    lane_options = LaneOptions(
+        call_timeout=target.call_timeout or options.call_timeout,
+        connect_timeout=target.connect_timeout or options.connect_timeout,
+        retry_budget=getattr(options, "retry_budget", 10.0),
+        health_check_interval=target.health_check_interval or options.health_check_interval,
+        max_in_flight=options.max_in_flight,
+    )
+    return Assembly(
+        options, resolved.resolver, lane_options, core, getattr(options, "housekeeping", True), resolved.release
+    )

@@ -1,0 +1,311 @@
+"""Where the server is and how to talk to it: URLs and options, as validated values.
+
+URLs mean what they mean to redis-py, as far as that is told here; this module does not import it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import isfinite
+from typing import Any, Final
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+
+from llmspell_dist.classes import ClassRules
+from llmspell_dist.codec import DEFAULT_MAX_BYTES, DEFAULT_MAX_DEPTH, Codec
+from llmspell_dist.errors import InvalidArgumentError, InvalidURLError
+from llmspell_dist.keys import KeySpace
+from llmspell_dist.retention import Retention
+from llmspell_dist.security.cipher import ValueCipher
+
+__all__ = [
+    "DEFAULT_NAMESPACE",
+    "DEFAULT_URL",
+    "NAMESPACE_VARIABLE",
+    "URL_VARIABLE",
+    "Endpoint",
+    "Options",
+    "RetryBudget",
+    "default_namespace",
+    "default_url",
+    "parse_url",
+]
+
+URL_VARIABLE: Final = "LLMSPELL_URL"
+NAMESPACE_VARIABLE: Final = "LLMSPELL_NAMESPACE"
+DEFAULT_URL: Final = "redis://127.0.0.1:6379/0"
+DEFAULT_NAMESPACE: Final = "llmspell"
+_SCHEMES: Final = ("redis", "rediss", "unix", "memory", "embedded")
+
+
+def default_url(environ: Mapping[str, str] = os.environ) -> str:
+    """Return the URL of the environment, or the one of a server on this machine."""
+    return environ.get(URL_VARIABLE) or DEFAULT_URL
+
+
+def default_namespace(environ: Mapping[str, str] = os.environ) -> str:
+    """Return the namespace of the environment, or ``llmspell``."""
+    return environ.get(NAMESPACE_VARIABLE) or DEFAULT_NAMESPACE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """One server, as a URL names it. Its ``repr`` and ``str`` never show the password."""
+
+    scheme: str
+    host: str = ""
+    port: int = 0
+    path: str = ""
+    """The socket of ``unix``, the data folder of ``embedded``, the name of ``memory``."""
+    db: int = 0
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    protocol: int | None = None
+    """2 or 3; None leaves it to the options."""
+    connect_timeout: float | None = None
+    """Seconds; None leaves it to the options."""
+    call_timeout: float | None = None
+    """Seconds; None leaves it to the options."""
+    health_check_interval: float | None = None
+    """Seconds; None leaves it to the options."""
+    client_name: str | None = None
+    ssl_ca_certs: str | None = None
+    ssl_cert_reqs: str = "required"
+    """``required``, ``optional`` or ``none``."""
+    ssl_certfile: str | None = None
+    ssl_keyfile: str | None = None
+    ssl_check_hostname: bool = True
+
+    @property
+    def tls(self) -> bool:
+        """Whether the connection is encrypted."""
+        return self.scheme == "rediss"
+
+    def __str__(self) -> str:
+        user = f"{self.username or ''}:***@" if self.password else ""
+        if not self.password and self.username:
+            user = f"{self.username}@"
+        if self.scheme in ("redis", "rediss"):
+            host = f"[{self.host}]" if ":" in self.host else self.host
+            return f"{self.scheme}://{user}{host}:{self.port}/{self.db}"
+        tail = f"?db={self.db}" if self.db else ""
+        return f"{self.scheme}://{user}{self.path}{tail}"
+
+
+def _bad(url: str, rule: str) -> InvalidURLError:
+    """Return the error for `url`, of which only the scheme is shown: the rest may be a secret."""
+    scheme, found, _ = url.partition("://")
+    return InvalidURLError("url", f"{scheme[:20]}://…" if found else "…", rule)
+
+
+def parse_url(url: str) -> Endpoint:
+    """Return the server that `url` names.
+
+    ``redis://[user[:password]@]host[:port][/db]``, ``rediss://`` the same with TLS,
+    ``unix://[user:password@]/path/to/socket[?db=0]``, ``memory://name``, ``embedded:///folder``
+    (``embedded://``: the default folder). Options follow as a query. Raises InvalidURLError, which
+    never shows a password.
+    """
+    if not isinstance(url, str):
+        raise InvalidURLError("url", url, "must be a str")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+        host = parts.hostname
+    except ValueError:
+        raise _bad(url, "must have a valid host and port (from 0 to 65535)") from None
+    if parts.scheme not in _SCHEMES or "://" not in url:
+        raise _bad(url, f"must begin with one of {', '.join(s + '://' for s in _SCHEMES)}")
+    if parts.fragment:
+        raise _bad(url, "must not have a fragment; encode # as %23")
+    facts = {"scheme": parts.scheme, **_place(url, parts, host, port)}
+    if parts.scheme in ("memory", "embedded"):
+        if "@" in parts.netloc:
+            raise _bad(url, "must not have a user or password")
+    else:
+        facts["username"] = unquote(parts.username) if parts.username else None
+        facts["password"] = unquote(parts.password) if parts.password else None
+    facts.update(_query(url, parts.query))
+    return Endpoint(**facts)
+
+
+def _place(url: str, parts: SplitResult, host: str | None, port: int | None) -> dict[str, Any]:
+    facts: dict[str, Any] = {}
+    if parts.scheme in ("redis", "rediss"):
+        path = unquote(parts.path).replace("/", "")
+        if path:
+            facts["db"] = _db(url, path)
+        facts["host"] = unquote(host) if host else "localhost"
+        facts["port"] = 6379 if port is None else port
+    elif parts.scheme == "unix":
+        facts["path"] = unquote(parts.path)
+        if host or port is not None or not facts["path"].strip("/"):
+            raise _bad(url, "must have a path after three slashes, as in unix:///run/redis.sock")
+    elif parts.scheme == "embedded":
+        facts["path"] = unquote(parts.path)
+        if host or port is not None:
+            raise _bad(url, "must have a folder after three slashes, as in embedded:///var/lib/app")
+    else:
+        facts["path"] = unquote(parts.netloc + parts.path).strip("/") or "default"
+    return facts
+
+
+def _db(url: str, text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 5):
+        raise _bad(url, "must have a number as its database")
+    return int(text)
+
+
+def _seconds(url: str, name: str, text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not (isfinite(seconds) and seconds > 0):
+        raise _bad(url, f"must have a positive number of seconds as {name}")
+    return seconds
+
+
+_SECONDS: Final = {
+    "connect_timeout": "connect_timeout",
+    "call_timeout": "call_timeout",
+    "health_check_interval": "health_check_interval",
+    # redis-py's names
+    "socket_connect_timeout": "connect_timeout",
+    "socket_timeout": "call_timeout",
+}
+_TEXTS: Final = frozenset(
+    {"username", "password", "client_name", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile"}
+)
+_TRUTHS: Final = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+
+def _query(url: str, query: str) -> dict[str, Any]:
+    facts: dict[str, Any] = {}
+    for name, text in parse_qsl(query, keep_blank_values=True):
+        if name == "db":
+            facts["db"] = _db(url, text)
+        elif name == "protocol":
+            if text not in ("2", "3"):
+                raise _bad(url, "must have 2 or 3 as protocol")
+            facts["protocol"] = int(text)
+        elif name in _SECONDS:
+            facts[_SECONDS[name]] = _seconds(url, name, text)
+        elif name in _TEXTS:
+            facts[name] = text or None
+        elif name == "ssl_cert_reqs":
+            if text.lower() not in ("required", "optional", "none"):
+                raise _bad(url, "must have required, optional or none as ssl_cert_reqs")
+            facts[name] = text.lower()
+        elif name == "ssl_check_hostname":
+            if text.lower() not in _TRUTHS:
+                raise _bad(url, "must have true or false as ssl_check_hostname")
+            facts[name] = _TRUTHS[text.lower()]
+        else:
+            known = sorted({"db", "protocol", "ssl_cert_reqs", "ssl_check_hostname"} | _TEXTS)
+            raise _bad(url, f"has an unknown option; known are {', '.join([*known, *_SECONDS])}")
+    return facts
+
+
+def _check_seconds(name: str, value: object, low: float, high: float) -> None:
+    fits = type(value) in (int, float) and low <= value <= high  # type: ignore[operator]
+    if not fits:  # NaN does not fit either
+        rule = f"must be a number of seconds from {low} to {high}"
+        raise InvalidArgumentError(name, value, rule)
+
+
+def _check_int(name: str, value: object, low: int, high: int) -> None:
+    if type(value) is not int or not low <= value <= high:
+        raise InvalidArgumentError(name, value, f"must be an int from {low:,} to {high:,}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryBudget:
+    """How often, and how far apart, a call is tried again when the server is not available."""
+
+    attempts: int = 5
+    """Attempts in all; 1: never again."""
+    base_backoff: float = 0.02
+    """Seconds before the second attempt; doubled, with jitter, before each further one."""
+    max_backoff: float = 1.0
+    """Seconds that no pause exceeds."""
+
+    def __post_init__(self) -> None:
+        _check_int("attempts", self.attempts, 1, 1000)
+        _check_seconds("base_backoff", self.base_backoff, 0.001, 60)
+        _check_seconds("max_backoff", self.max_backoff, 0.001, 3600)
+        if self.max_backoff < self.base_backoff:
+            rule = "must be at least base_backoff"
+            raise InvalidArgumentError("max_backoff", self.max_backoff, rule)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How a client behaves. Every field is checked, and an error names it."""
+
+    namespace: str = DEFAULT_NAMESPACE
+    client_name: str | None = None
+    """What the server lists this client as: printable ASCII without spaces."""
+    connect_timeout: float = 5.0
+    """Seconds."""
+    call_timeout: float = 5.0
+    """Seconds."""
+    retry: RetryBudget = RetryBudget()
+    max_in_flight: int = 10_000
+    """Requests that may wait for their reply at once; further callers wait."""
+    health_check_interval: float = 15.0
+    """Seconds of silence after which a connection is probed; 0: never."""
+    protocol: int = 3
+    """RESP 2 or 3."""
+    max_value_bytes: int = DEFAULT_MAX_BYTES
+    max_depth: int = DEFAULT_MAX_DEPTH
+    classes: ClassRules = field(default_factory=ClassRules)
+    retention: Retention = field(default_factory=Retention)
+    codec: Codec | None = None
+    """None: one with the two limits above."""
+    cipher: ValueCipher | None = field(default=None, repr=False)
+    shards: int | None = None
+    """None: what the namespace has, or 1 for a new one off cluster and 256 in a cluster."""
+
+    def __post_init__(self) -> None:
+        KeySpace(self.namespace, 1 if self.shards is None else self.shards)
+        name = self.client_name
+        if name is not None and not (
+            type(name) is str
+            and 1 <= len(name) <= 128
+            and name.isascii()
+            and name.isprintable()
+            and " " not in name
+        ):
+            rule = "must be 1 to 128 printable ASCII characters without spaces"
+            raise InvalidArgumentError("client_name", name, rule)
+        _check_seconds("connect_timeout", self.connect_timeout, 0.001, 3600)
+        _check_seconds("call_timeout", self.call_timeout, 0.001, 3600)
+        _check_int("max_in_flight", self.max_in_flight, 1, 1_000_000)
+        _check_seconds("health_check_interval", self.health_check_interval, 0, 3600)
+        if type(self.protocol) is not int or self.protocol not in (2, 3):
+            raise InvalidArgumentError("protocol", self.protocol, "must be 2 or 3")
+        try:
+            Codec(self.max_value_bytes, self.max_depth)
+        except InvalidArgumentError as error:
+            name = "max_value_bytes" if error.argument == "max_bytes" else error.argument
+            value = getattr(self, name)
+            raise InvalidArgumentError(name, value, error.rule) from None
+        kinds: tuple[tuple[str, Any], ...] = (
+            ("retry", RetryBudget),
+            ("classes", ClassRules),
+            ("retention", Retention),
+        )
+        for name, kind in kinds:
+            if not isinstance(getattr(self, name), kind):
+                rule = f"must be a {kind.__name__}"
+                raise InvalidArgumentError(name, getattr(self, name), rule)
+        if self.codec is not None and not isinstance(self.codec, Codec):
+            raise InvalidArgumentError("codec", self.codec, "must be a Codec or None")
+        if self.cipher is not None and not isinstance(self.cipher, ValueCipher):
+            raise InvalidArgumentError("cipher", self.cipher, "must have encrypt and decrypt")
+
+    def make_codec(self) -> Codec:
+        """Return the codec to use: the one given, or one with the limits given."""
+        return self.codec or Codec(self.max_value_bytes, self.max_depth)

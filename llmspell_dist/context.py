@@ -1,0 +1,103 @@
+"""Who writes, and on whose behalf: what a process says about its commits, for the change log.
+
+``with context(actor="planner-3", correlation_id=run):`` stamps every commit made inside, in every
+task started inside; nested contexts add to the outer one. Reading it costs one context variable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import msgpack
+
+from llmspell_dist.errors import InvalidArgumentError
+
+__all__ = ["CommitContext", "context", "current_context"]
+
+MAX_BYTES: Final = 256
+_WIRE: Final = {
+    "actor": "a",
+    "correlation_id": "c",
+    "causation_id": "p",
+    "traceparent": "t",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CommitContext:
+    """What stands beside a commit in the log; every part is optional text of at most 256 bytes."""
+
+    actor: str | None = None
+    """Who changed it: an agent, a worker, a person."""
+    correlation_id: str | None = None
+    """What the change belongs to: a run, a request."""
+    causation_id: str | None = None
+    """The event or commit that caused it."""
+    traceparent: str | None = None
+    """The W3C trace context."""
+    packed: bytes = field(default=b"", init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        said = {}
+        for name, short in _WIRE.items():
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if type(value) is not str or not 0 < len(value.encode("utf-8", "replace")) <= MAX_BYTES:
+                rule = f"must be text of 1 to {MAX_BYTES} bytes"
+                raise InvalidArgumentError(name, value, rule)
+            said[short] = value
+        try:
+            packed = msgpack.packb(said) if said else b""
+        except UnicodeEncodeError:
+            raise InvalidArgumentError("context", said, "must be valid Unicode") from None
+        object.__setattr__(self, "packed", packed)
+
+    @classmethod
+    def from_wire(cls, meta: dict[str, str]) -> CommitContext:
+        """Read what the log kept; unknown parts, of a later release, are left out."""
+        return cls(**{name: meta[short] for name, short in _WIRE.items() if short in meta})
+
+
+_current: ContextVar[CommitContext | None] = ContextVar("llmspell_dist.context", default=None)
+
+get_context: Final = _current.get
+"""The context in force or None; for the hot path."""
+
+
+def current_context() -> CommitContext:
+    """Return the context in force, an empty one if there is none."""
+    return _current.get() or CommitContext()
+
+
+@contextmanager
+def context(
+    actor: str | None = None,
+    *,
+    correlation_id: str | None = None,
+    causation_id: str | None = None,
+    traceparent: str | None = None,
+) -> Iterator[CommitContext]:
+    """Stamp the commits made inside with who made them and what they belong to.
+
+    Parts that are not given are those of the surrounding context.
+    """
+    given = {
+        "actor": actor,
+        "correlation_id": correlation_id,
+        "causation_id": causation_id,
+        "traceparent": traceparent,
+    }
+    outer = current_context()
+    inner = replace(outer, **{name: value for name, value in given.items() if value is not None})
+    token = _current.set(inner)
+    try:
+        yield inner
+    finally:
+        _current.reset(token)
+
+

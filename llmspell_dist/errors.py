@@ -1,0 +1,579 @@
+"""Every exception that the library raises, in one tree.
+
+::
+
+    SpellError
+     ├ InvalidArgumentError                 (also ValueError)
+     │   ├ InvalidKeyError
+     │   ├ InvalidScopeError
+     │   ├ InvalidTTLError
+     │   └ InvalidURLError
+     ├ CodecError                           (also ValueError)
+     │   └ CircularReferenceError
+     ├ LimitError                           (also ValueError)
+     │   └ NumberOverflowError
+     ├ ConflictError
+     │   └ UpdateConflictError
+     ├ WrongKindError
+     ├ CrossShardError
+     ├ CorruptRecordError
+     │   └ UnsupportedFormatError
+     ├ HistoryUnavailableError
+     ├ HistoryDivergedError
+     ├ OperationReusedError
+     ├ CipherNotConfiguredError
+     ├ NamespaceMismatchError
+     ├ ClosedError                          (also RuntimeError)
+     ├ WrongEventLoopError                  (also RuntimeError)
+     └ StoreUnavailableError
+         ├ OutcomeUnknownError
+         │   └ AckNotReachedError
+         ├ StoreTimeoutError
+         ├ StoreBusyError
+         ├ StoreLoadingError
+         ├ StoreReadOnlyError
+         ├ StoreFullError
+         ├ StoreMisconfiguredError
+         ├ StoreAuthenticationError
+         ├ StorePermissionError
+         └ StoreProtocolError
+
+Each class has a stable ``code`` that the command line, the sidecar and the metrics use too. Each
+instance carries its facts as attributes; its message is derived from them. All of them pickle.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from typing import Any, ClassVar, NamedTuple
+from uuid import UUID
+
+__all__ = [
+    "AckNotReachedError",
+    "CipherNotConfiguredError",
+    "CircularReferenceError",
+    "ClosedError",
+    "CodecError",
+    "ConflictError",
+    "ConflictingKey",
+    "CorruptRecordError",
+    "CrossShardError",
+    "HistoryDivergedError",
+    "HistoryUnavailableError",
+    "InvalidArgumentError",
+    "InvalidKeyError",
+    "InvalidScopeError",
+    "InvalidTTLError",
+    "InvalidURLError",
+    "LimitError",
+    "NamespaceMismatchError",
+    "NumberOverflowError",
+    "OperationReusedError",
+    "OutcomeUnknownError",
+    "SpellError",
+    "StoreAuthenticationError",
+    "StoreBusyError",
+    "StoreFullError",
+    "StoreLoadingError",
+    "StoreMisconfiguredError",
+    "StorePermissionError",
+    "StoreProtocolError",
+    "StoreReadOnlyError",
+    "StoreTimeoutError",
+    "StoreUnavailableError",
+    "UnsupportedFormatError",
+    "UpdateConflictError",
+    "WrongEventLoopError",
+    "WrongKindError",
+    "error_classes",
+    "mask_secrets",
+    "shorten",
+]
+
+_SHOWN_AS_REPR = (bool, float, timedelta, datetime, date, time, Decimal, UUID)
+_PATH_LIMIT = 200
+_SERVER_TEXT_LIMIT = 500
+
+
+def shorten(value: object, width: int = 60) -> str:
+    """Return `value` as it may stand in a message: at most `width` characters, on one line.
+
+    Only plain values are shown. Of anything else just the type's name is, because the ``repr`` of a
+    foreign object may be slow, may raise, and may hold a secret.
+    """
+    cls = type(value)
+    if value is None or cls in _SHOWN_AS_REPR:
+        text = repr(value)
+    elif cls is int:
+        bits = value.bit_length()  # type: ignore[attr-defined]
+        # repr() of an int of more than 4,300 digits raises ValueError.
+        text = repr(value) if bits <= 256 else f"<int of {bits} bits>"
+    elif cls is str or cls is bytes:
+        text = repr(value[: width + 1])  # type: ignore[index]  # a slice first: repr() copies
+    elif isinstance(value, Enum):
+        text = f"{cls.__name__}.{value.name}"
+    elif isinstance(value, (str, bytes, int)):
+        text = f"<{cls.__qualname__}>"
+    elif cls in (list, tuple, dict, set, frozenset):
+        text = f"<{cls.__name__} of {len(value)}>"  # type: ignore[arg-type]
+    else:
+        text = f"<{cls.__qualname__}>"
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+_USERINFO = re.compile(r"(?<=://)[^\s/?#]*@")
+_QUERY_SECRET = re.compile(r"(?i)\b(password|passwd|secret|token)=[^&\s]*")
+# A server that does not know HELLO answers with its arguments, the password among them:
+# unknown command, with args beginning with: '3' 'AUTH' 'default' '<password>'.
+_ECHOED_ARGUMENTS = re.compile(r"(?is),? with args beginning with:.*")
+
+
+def mask_secrets(text: str, secrets: Iterable[str] = ()) -> str:
+    """Return `text` with the user part of URLs, echoed arguments and all `secrets` hidden."""
+    for secret in secrets:
+        if secret:
+            text = text.replace(secret, "***")
+    text = _ECHOED_ARGUMENTS.sub("", text)
+    text = _USERINFO.sub("***@", text)
+    text = _QUERY_SECRET.sub(r"\1=***", text)
+    return text if len(text) <= _SERVER_TEXT_LIMIT else text[: _SERVER_TEXT_LIMIT - 1] + "…"
+
+
+def _rebuild(cls: type[SpellError], message: str, facts: Mapping[str, Any]) -> SpellError:
+    error = cls.__new__(cls)
+    error.args = (message,)
+    error.__dict__.update(facts)
+    return error
+
+
+class SpellError(Exception):
+    """The library could not do what was asked."""
+
+    code: ClassVar[str] = "SPELL_ERROR"
+    """Stable name of the error, the same in every release."""
+    retryable: bool = False
+    """Whether trying again can succeed and cannot apply a write twice.
+
+    After a conflict "again" means to read again first.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message or (type(self).__doc__ or "").partition("\n")[0])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exception's own way calls the class with `args`, which are not our parameters.
+        return _rebuild, (type(self), self.args[0] if self.args else "", dict(self.__dict__))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The attributes that describe the error, by name, without the private ones."""
+        return {name: fact for name, fact in self.__dict__.items() if not name.startswith("_")}
+
+
+def error_classes() -> dict[str, type[SpellError]]:
+    """Return every error class of the tree by its code."""
+    found: dict[str, type[SpellError]] = {}
+    todo: list[type[SpellError]] = [SpellError]
+    while todo:
+        cls = todo.pop()
+        found.setdefault(cls.code, cls)
+        todo.extend(cls.__subclasses__())
+    return found
+
+
+# --- what the caller passed ---------------------------------------------------------------------
+
+
+class InvalidArgumentError(SpellError, ValueError):
+    """An argument breaks its rule; nothing was sent."""
+
+    code = "INVALID_ARGUMENT"
+
+    def __init__(self, argument: str, value: object, rule: str) -> None:
+        self.argument = argument
+        self.value = shorten(value)
+        """The offending value, shortened, as text."""
+        self.rule = rule
+        super().__init__(f"{argument} {rule}, got {self.value}")
+
+
+class InvalidKeyError(InvalidArgumentError):
+    """A key breaks the rules for keys; nothing was sent."""
+
+    code = "INVALID_KEY"
+
+
+class InvalidScopeError(InvalidArgumentError):
+    """A scope, id or namespace breaks the rules for scopes; nothing was sent."""
+
+    code = "INVALID_SCOPE"
+
+
+class InvalidTTLError(InvalidArgumentError):
+    """A time to live is not usable; nothing was sent."""
+
+    code = "INVALID_TTL"
+
+
+class InvalidURLError(InvalidArgumentError):
+    """A server URL cannot be understood."""
+
+    code = "INVALID_URL"
+
+    def __init__(self, argument: str, value: object, rule: str) -> None:
+        # A URL may hold a password, so it is never quoted as it came.
+        super().__init__(argument, mask_secrets(value) if isinstance(value, str) else value, rule)
+
+
+class CodecError(SpellError, ValueError):
+    """A value cannot be stored, or stored bytes cannot be read back, as they are."""
+
+    code = "CODEC"
+
+    def __init__(self, path: str, reason: str) -> None:
+        self.path = path if len(path) <= _PATH_LIMIT else path[: _PATH_LIMIT - 1] + "…"
+        """Where in the value, such as ``$.messages[3].when``."""
+        self.reason = reason
+        super().__init__(f"{self.path}: {reason}")
+
+
+class CircularReferenceError(CodecError):
+    """A value contains itself."""
+
+    code = "CIRCULAR_REFERENCE"
+
+    def __init__(self, path: str, reason: str = "the value contains itself") -> None:
+        super().__init__(path, reason)
+
+
+class LimitError(SpellError, ValueError):
+    """Something is larger than its limit allows; nothing was sent."""
+
+    code = "LIMIT_EXCEEDED"
+
+    def __init__(
+        self, what: str, actual: float | None, limit: float, path: str | None = None
+    ) -> None:
+        self.what = what
+        self.actual = actual
+        """The size found, in the unit that `what` names; None if it was not counted to the end."""
+        self.limit = limit
+        self.path = path if path is None or len(path) <= _PATH_LIMIT else path[:199] + "…"
+        at = f"{self.path}: " if self.path else ""
+        found = "more than the limit" if actual is None else f"{actual:,} exceeds the limit"
+        super().__init__(f"{at}{what}: {found} of {limit:,}")
+
+
+class NumberOverflowError(LimitError):
+    """An increment would leave the range of a stored number; nothing was changed."""
+
+    code = "NUMBER_OVERFLOW"
+
+
+# --- what the stored state says -----------------------------------------------------------------
+
+
+class ConflictingKey(NamedTuple):
+    """One key whose revision was not the expected one."""
+
+    scope: str
+    key: str
+    expected: Any
+    """The revision that the caller required; None: that there be no value."""
+    actual: Any
+    """The revision found; None: there is no value."""
+
+
+class ConflictError(SpellError):
+    """Another writer was first; nothing was changed."""
+
+    code = "CONFLICT"
+    retryable = True
+
+    def __init__(
+        self,
+        expected: Any,
+        actual: Any,
+        keys: Iterable[tuple[str, str, Any, Any]] = (),
+        message: str = "",
+    ) -> None:
+        self.expected = expected
+        self.actual = actual
+        self.keys = [ConflictingKey(*key) for key in keys]
+        super().__init__(message or f"expected revision {expected}, found {actual}{self._where()}")
+
+    def _where(self) -> str:
+        shown = [f"{shorten(key.key)} in {key.scope}" for key in self.keys[:3]]
+        if len(self.keys) > len(shown):
+            shown.append(f"{len(self.keys) - len(shown)} more")
+        return f" ({', '.join(shown)})" if shown else ""
+
+
+class UpdateConflictError(ConflictError):
+    """Other writers were first at every attempt; nothing was changed."""
+
+    code = "UPDATE_CONFLICT"
+
+    def __init__(
+        self,
+        expected: Any,
+        actual: Any,
+        keys: Iterable[tuple[str, str, Any, Any]] = (),
+        *,
+        attempts: int,
+        elapsed_s: float,
+    ) -> None:
+        self.attempts = attempts
+        self.elapsed_s = elapsed_s
+        keys = list(keys)
+        super().__init__(expected, actual, keys)
+        self.args = (f"gave up after {attempts} attempts in {elapsed_s:.3f} s: {self.args[0]}",)
+
+
+class WrongKindError(SpellError):
+    """The operation does not fit the kind of value that the key holds; nothing was changed."""
+
+    code = "WRONG_KIND"
+
+    def __init__(self, scope: str, key: str, kind: str, operation: str) -> None:
+        self.scope = scope
+        self.key = key
+        self.kind = kind
+        self.operation = operation
+        super().__init__(f"{operation} does not work on the {kind} at {shorten(key)} in {scope}")
+
+
+class CrossShardError(SpellError):
+    """One commit cannot span several shards; nothing was changed."""
+
+    code = "CROSS_SHARD"
+
+    def __init__(self, scopes: Iterable[str]) -> None:
+        self.scopes = [str(scope) for scope in scopes]
+        shown = ", ".join(self.scopes[:8]) + (", …" if len(self.scopes) > 8 else "")
+        super().__init__(f"these scopes lie in different shards: {shown}")
+
+
+class CorruptRecordError(SpellError):
+    """A stored record cannot be read; the others stay readable."""
+
+    code = "CORRUPT_RECORD"
+
+    def __init__(self, scope: str, key: str, reason: str) -> None:
+        self.scope = scope
+        self.key = key
+        self.reason = reason
+        super().__init__(f"the record at {shorten(key)} in {scope} cannot be read: {reason}")
+
+
+class UnsupportedFormatError(CorruptRecordError):
+    """A stored record has a format that this release does not know."""
+
+    code = "UNSUPPORTED_FORMAT"
+
+
+class HistoryUnavailableError(SpellError):
+    """The past of this key is not kept."""
+
+    code = "HISTORY_UNAVAILABLE"
+
+    def __init__(self, scope: str, key: str, reason: str) -> None:
+        self.scope = scope
+        self.key = key
+        self.reason = reason
+        super().__init__(f"no history of {shorten(key)} in {scope}: {reason}")
+
+
+class HistoryDivergedError(SpellError):
+    """The server's history is not the one that was read before; acknowledged writes may be gone."""
+
+    code = "HISTORY_DIVERGED"
+
+    def __init__(self, last_common: Any) -> None:
+        self.last_common = last_common
+        """The last revision that both histories hold, or None."""
+        super().__init__(
+            f"the server's history differs from the one read before, after {last_common}"
+        )
+
+
+class OperationReusedError(SpellError):
+    """An operation id came again with another request; nothing was changed."""
+
+    code = "OPERATION_REUSED"
+
+    def __init__(self, operation_id: str) -> None:
+        self.operation_id = operation_id
+        super().__init__(f"operation {operation_id} was used before for another request")
+
+
+class CipherNotConfiguredError(SpellError):
+    """A sensitive value needs a cipher and none is configured; nothing was sent."""
+
+    code = "CIPHER_NOT_CONFIGURED"
+
+    def __init__(self, scope: str, key: str) -> None:
+        self.scope = scope
+        self.key = key
+        super().__init__(f"{shorten(key)} in {scope} is sensitive, and no cipher is configured")
+
+
+class NamespaceMismatchError(SpellError):
+    """The namespace on the server was created with other settings."""
+
+    code = "NAMESPACE_MISMATCH"
+
+    def __init__(self, namespace: str, what: str, expected: object, actual: object) -> None:
+        self.namespace = namespace
+        self.what = what
+        """The setting that differs: ``format`` or ``shards``."""
+        self.expected = expected
+        self.actual = actual
+        super().__init__(
+            f"namespace {shorten(namespace)} has {what} {actual} on the server, not {expected}"
+        )
+
+
+# --- how the library is used ----------------------------------------------------------------------
+
+
+class ClosedError(SpellError, RuntimeError):
+    """The client is closed."""
+
+    code = "CLOSED"
+
+
+class WrongEventLoopError(SpellError, RuntimeError):
+    """The client belongs to another event loop."""
+
+    code = "WRONG_EVENT_LOOP"
+
+
+# --- the server -----------------------------------------------------------------------------------
+
+
+class StoreUnavailableError(SpellError):
+    """The server could not be reached, or refused."""
+
+    code = "STORE_UNAVAILABLE"
+    retryable = True
+
+    def __init__(
+        self,
+        server: str,
+        said: str = "",
+        may_have_happened: bool = False,
+        operation: Any = None,
+    ) -> None:
+        self.server = mask_secrets(server)
+        """Which server, without secrets."""
+        self.said = mask_secrets(said)
+        """What the server or the operating system said, without secrets."""
+        self.may_have_happened = may_have_happened
+        """Whether the write may have been applied all the same."""
+        self.operation = operation
+        """Settles an unknown outcome through ``state.retry(operation)``, or None."""
+        if may_have_happened:
+            self.retryable = False  # made again as it is, the write could apply twice
+        super().__init__(self._message())
+
+    def _message(self) -> str:
+        said = self.said or (type(self).__doc__ or "").partition("\n")[0].rstrip(".")
+        tail = "; the write may have happened" if self.may_have_happened else ""
+        return f"{self.server}: {said}{tail}"
+
+
+class OutcomeUnknownError(StoreUnavailableError):
+    """A write was sent and its outcome is not known; ``state.retry(operation)`` settles it."""
+
+    code = "OUTCOME_UNKNOWN"
+    retryable = False
+
+    def __init__(
+        self,
+        server: str,
+        said: str = "",
+        may_have_happened: bool = True,
+        operation: Any = None,
+    ) -> None:
+        super().__init__(server, said, may_have_happened, operation)
+
+
+class AckNotReachedError(OutcomeUnknownError):
+    """A write was applied, but not acknowledged at the level that was asked for."""
+
+    code = "ACK_NOT_REACHED"
+
+    def __init__(
+        self,
+        server: str,
+        level: Any,
+        reached: Any,
+        operation: Any = None,
+    ) -> None:
+        self.level = level
+        """The acknowledgement level that was asked for."""
+        self.reached = reached
+        """What was reached instead, such as a number of replicas."""
+        super().__init__(server, f"asked for {level}, reached {reached}", True, operation)
+
+
+class StoreTimeoutError(StoreUnavailableError):
+    """The server did not answer in time."""
+
+    code = "STORE_TIMEOUT"
+
+
+class StoreBusyError(StoreUnavailableError):
+    """The server is busy with a script (BUSY)."""
+
+    code = "STORE_BUSY"
+
+
+class StoreLoadingError(StoreUnavailableError):
+    """The server is still loading its data (LOADING)."""
+
+    code = "STORE_LOADING"
+
+
+class StoreReadOnlyError(StoreUnavailableError):
+    """The server is a replica and takes no writes (READONLY)."""
+
+    code = "STORE_READ_ONLY"
+
+
+class StoreFullError(StoreUnavailableError):
+    """The server has no memory left for writes (OOM)."""
+
+    code = "STORE_FULL"
+
+
+class StoreMisconfiguredError(StoreUnavailableError):
+    """The server cannot persist and takes no writes (MISCONF)."""
+
+    code = "STORE_MISCONFIGURED"
+
+
+class StoreAuthenticationError(StoreUnavailableError):
+    """The server refused the user name or password (NOAUTH, WRONGPASS)."""
+
+    code = "STORE_AUTHENTICATION"
+    retryable = False
+
+
+class StorePermissionError(StoreUnavailableError):
+    """The user lacks a right that the operation needs (NOPERM)."""
+
+    code = "STORE_PERMISSION"
+    retryable = False
+
+
+class StoreProtocolError(StoreUnavailableError):
+    """The server's reply could not be understood."""
+
+    code = "STORE_PROTOCOL"
+    retryable = False

@@ -1,0 +1,1 @@
+"""Everything that touches Redis or its libraries: connections, lanes, scripts and servers."""

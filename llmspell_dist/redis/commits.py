@@ -1,0 +1,330 @@
+"""Commits as data: conditions and changes in, the bytes for the commit script out, its answer read.
+
+Nothing here does I/O. A `Commit` is complete when it is made and never changes, so the lane can send it
+again after a lost reply; what differs between two sendings (the group that it stands in, the retry flag)
+is added by `pack_group`. ``lua_scripts/commit.lua`` documents the arguments byte by byte.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, NamedTuple
+from zlib import crc32
+
+from llmspell_dist.changes import Op
+from llmspell_dist.errors import (
+    ConflictError,
+    CorruptRecordError,
+    LimitError,
+    NumberOverflowError,
+    OperationReusedError,
+    OutcomeUnknownError,
+    SpellError,
+    WrongKindError,
+    shorten,
+)
+from llmspell_dist.records import Kind
+from llmspell_dist.redis.replies import error_from_reply
+from llmspell_dist.redis.resp import ErrorReply
+from llmspell_dist.redis.scripts import load_script
+from llmspell_dist.revision import NO_REVISION, Revision
+
+if TYPE_CHECKING:
+    from llmspell_dist.scope import Scope
+
+MAX_CHANGES = 1000
+MAX_COMMIT_BYTES = 8 * 1024 * 1024
+
+RETRY, RING_EXPECTED, RENEW_RING, FREEING = 1, 2, 4, 8
+"""Flags of an item: see ``commit.lua``."""
+
+
+class TTLMode(IntEnum):
+    """What happens to the expiry of the key."""
+
+    KEEP = 0
+    SET = 1
+    DROP = 2
+    DEFAULT = 3
+    """Set, unless the key has one already."""
+
+
+class ConditionMode(IntEnum):
+    """What must hold, or the whole commit is refused."""
+
+    REVISION = 1
+    ABSENT = 2
+    PRESENT = 3
+    SCOPE_REVISION = 4
+
+
+_CHANGE = struct.Struct(">BBBHHIBHI")
+_ITEM = struct.Struct(">BHHHI")
+_INDEX = tuple(index.to_bytes(2, "big") for index in range(MAX_CHANGES * 2 + 1))
+_FINGERPRINT = struct.Struct(">II")
+
+
+class Change(NamedTuple):
+    """One change of one key; ``scope`` is a position in the commit's ``scopes``."""
+
+    head: bytes
+    scope: int
+    key: bytes
+    payload: bytes
+
+
+class Condition(NamedTuple):
+    """One condition; ``scope`` is a position in the commit's ``scopes``."""
+
+    head: bytes
+    scope: int
+    key: bytes
+
+
+class ScopeKey(NamedTuple):
+    """A scope as the scripts need it: its hash, its printed name, its shard's prefix."""
+
+    hash: bytes
+    text: bytes
+    shard: bytes
+    scope: Scope
+
+
+def change(
+    op: int,
+    key: bytes,
+    payload: bytes,
+    *,
+    kind: int = 0,
+    state_class: int = 0,
+    flags: int = 0,
+    schema_version: int = 1,
+    ttl_mode: int = 0,
+    ttl_ms: int = 0,
+    scope: int = 0,
+) -> Change:
+    """Describe one change of one key."""
+    head = _CHANGE.pack(
+        op,
+        kind << 4 | state_class,
+        flags,
+        schema_version,
+        len(key),
+        len(payload),
+        ttl_mode,
+        ttl_ms >> 32,
+        ttl_ms & 0xFFFFFFFF,
+    )
+    return Change(head, scope, key, payload)
+
+
+def condition(
+    mode: int, key: bytes, revision: Revision | None = None, *, scope: int = 0
+) -> Condition:
+    """Describe one condition on a key, or on a scope's revision."""
+    packed = revision.packed if revision is not None else NO_REVISION
+    return Condition(bytes((mode,)) + packed, scope, key)
+
+
+class Commit:
+    """Changes that happen all together or not at all, if every condition holds."""
+
+    __slots__ = ("changes", "conditions", "fingerprint", "freeing", "meta", "scopes", "size")
+
+    def __init__(
+        self,
+        scopes: tuple[ScopeKey, ...],
+        changes: Sequence[Change],
+        conditions: Sequence[Condition] = (),
+        meta: bytes = b"",
+    ) -> None:
+        self.scopes = scopes
+        self.changes = changes
+        self.conditions = conditions
+        self.meta = meta
+        size, crc, freeing = 64 + len(meta), 0, True
+        for scope in scopes:
+            crc = crc32(scope.hash, crc)
+        for head, _, key, payload in changes:
+            size += 64 + len(key) + len(payload)
+            crc = crc32(payload, crc32(key, crc32(head, crc)))
+            freeing = freeing and head[0] in _FREEING
+        for head, _, key in conditions:
+            size += 48 + len(key)
+            crc = crc32(key, crc32(head, crc))
+        self.size = size
+        self.freeing = freeing
+        self.fingerprint = _FINGERPRINT.pack(crc, size & 0xFFFFFFFF)
+
+    @property
+    def shard(self) -> bytes:
+        """The prefix of the shard's keys, ``ns:{s}``."""
+        return self.scopes[0].shard
+
+    def check(self) -> None:
+        """Refuse, before anything is sent, what is more than one log entry may hold."""
+        count = len(self.changes)
+        if count > MAX_CHANGES or len(self.conditions) > MAX_CHANGES:
+            most = max(count, len(self.conditions))
+            raise LimitError("changes in one commit", most, MAX_CHANGES)
+        if self.size > MAX_COMMIT_BYTES:
+            raise LimitError("bytes in one commit", self.size, MAX_COMMIT_BYTES)
+
+    def __repr__(self) -> str:
+        scopes = ", ".join(str(scope.scope) for scope in self.scopes)
+        return f"<Commit of {len(self.changes)} changes in {scopes}>"
+
+
+_FREEING = frozenset((Op.DELETE, Op.CLEAR))
+
+
+def pack_group(
+    ring_key: bytes,
+    items: Sequence[tuple[int, int, Commit]],
+    *,
+    eval_body: bool = False,
+) -> bytes:
+    """Build the request that carries out a group: items of (sequence, flags, commit), one shard.
+
+    ``EVALSHA``, or with ``eval_body`` the ``EVAL`` form for a server that has lost the script.
+    """
+    indexes: dict[bytes, int] = {}
+    keys: list[bytes] = []
+    texts: list[bytes] = []
+    args: list[bytes] = []
+    count = 0
+    renew = 0
+    for sequence, flags, commit in items:
+        places = []
+        for scope_hash, text, _, _ in commit.scopes:
+            index = indexes.get(scope_hash)
+            if index is None:
+                index = indexes[scope_hash] = len(keys)
+                keys.append(b"$%d\r\n%b\r\n" % (len(scope_hash), scope_hash))
+                texts.append(b"$%d\r\n%b\r\n" % (len(text), text))
+            places.append(_INDEX[index])
+        renew |= flags & RENEW_RING
+        changes, conditions, meta = commit.changes, commit.conditions, commit.meta
+        head = _ITEM.pack(
+            flags | FREEING if commit.freeing else flags,
+            len(conditions),
+            len(changes),
+            sequence >> 32,
+            sequence & 0xFFFFFFFF,
+        )
+        args.append(b"$19\r\n%b%b\r\n$%d\r\n%b\r\n" % (head, commit.fingerprint, len(meta), meta))
+        for head, scope, key in conditions:
+            args.append(b"$13\r\n%b%b\r\n$%d\r\n%b\r\n" % (head, places[scope], len(key), key))
+        for head, scope, key, payload in changes:
+            args.append(
+                b"$20\r\n%b%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
+                % (head, places[scope], len(key), key, len(payload), payload)
+            )
+        count += 2 + 2 * len(conditions) + 3 * len(changes)
+    shard = items[0][2].scopes[0].shard
+    script = load_script("commit")
+    name, text = (b"EVAL", script.body) if eval_body else (b"EVALSHA", script.sha)
+    numkeys = b"%d" % (3 + len(keys))
+    start = (
+        b"*%d\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
+        b"$%d\r\n%b:log\r\n$%d\r\n%b:due\r\n$%d\r\n%b\r\n"
+        % (
+            *(7 + 2 * len(keys) + count, len(name), name, len(text), text, len(numkeys), numkeys),
+            *(len(shard) + 4, shard, len(shard) + 4, shard, len(ring_key), ring_key),
+        )
+    )
+    client = bytes.fromhex(ring_key[-16:].decode())
+    group = b"$11\r\n%b%b%c\r\n" % (client, len(items).to_bytes(2, "big"), 1 if renew else 0)
+    return b"".join((start, *keys, group, *texts, *args))
+
+
+class Committed(NamedTuple):
+    """What a commit gave: its revision (None if nothing had to change) and its changes' results."""
+
+    revision: Revision | None
+    results: list[bytes]
+
+
+_DIGITS = frozenset(b"0123456789-")
+
+
+def read_outcome(outcome: bytes, commit: Commit, server: str = "", operation: str = "") -> Committed:
+    """Read one item's outcome; a refusal is raised as the exception that its code stands for."""
+    if outcome[0] not in _DIGITS:
+        raise refusal(outcome.decode("utf-8", "replace"), commit, server, operation)
+    if b" " in outcome:
+        revision, *results = outcome.split(b" ")
+    else:
+        revision, results = outcome, []
+    if revision == b"-":
+        return Committed(None, results)
+    ms, _, seq = revision.partition(b"-")
+    return Committed(Revision(int(ms), int(seq)), results)
+
+
+class ClassChangedError(SpellError):
+    """The record has a class that needs another encoding than the one sent; encode it again."""
+
+    code = "CLASS_CHANGED"
+
+    def __init__(self, state_class: int) -> None:
+        super().__init__(f"the record has state class {state_class}")
+        self.state_class = state_class
+
+
+class StagedElementsLostError(SpellError):
+    """Elements that were staged for a large value were gone before the commit; stage them again."""
+
+    code = "STAGED_LOST"
+    retryable = True
+
+
+def _facts(text: str) -> dict[str, str]:
+    return dict(part.split("=", 1) for part in text.split() if "=" in part)
+
+
+def _conflict(text: str, commit: Commit) -> ConflictError:
+    keys: list[tuple[str, str, Any, Any]] = []
+    for position, actual in _facts(text).items():
+        head, scope, key = commit.conditions[int(position)]
+        found = None if actual == "none" else Revision.parse(actual)
+        expected: Any = Revision.unpack(head[1:])
+        if head[0] == ConditionMode.PRESENT:
+            expected = "present"
+        keys.append((commit.scopes[scope].text.decode(), key.decode(), expected, found))
+    return ConflictError(keys[0][2], keys[0][3], keys)
+
+
+def refusal(text: str, commit: Commit, server: str, operation: str) -> SpellError:
+    """The exception for a code of the commit script; the codes are those of its header."""
+    code, _, rest = text.partition(" ")
+    if code == "CONFLICT":
+        return _conflict(rest, commit)
+    if code == "REUSED":
+        return OperationReusedError(operation)
+    if code == "UNKNOWN":
+        said = "its outcome is no longer known: too many operations or too much time since"
+        return OutcomeUnknownError(server, said)
+    if code == "FAILED":
+        return error_from_reply(ErrorReply(rest), server)
+    facts = _facts(rest)
+    at = commit.changes[int(facts["change"])]
+    scope, key = commit.scopes[at.scope].text.decode(), at.key.decode()
+    if code == "KIND":
+        kind = int(facts["kind"])
+        name = Kind(kind).name.lower() if kind in _KINDS else f"kind {kind}"
+        return WrongKindError(scope, key, name, Op(at.head[0]).name.lower())
+    if code == "CLASS":
+        return ClassChangedError(int(facts["class"]))
+    if code == "OVERFLOW":
+        return NumberOverflowError("number after increment", None, 2**63 - 1, f"{scope} {key}")
+    if code == "STAGED":
+        return StagedElementsLostError()
+    if code == "CORRUPT":
+        return CorruptRecordError(scope, key, "its format version is unknown here")
+    return SpellError(f"the commit script answered {shorten(code)}")
+
+
+_KINDS = frozenset(int(kind) for kind in Kind)

@@ -1,0 +1,85 @@
+"""What to do about refusals that pass by themselves: send again, at once or after a pause."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from time import monotonic
+from typing import TYPE_CHECKING, Protocol
+
+from llmspell_dist.redis.replies import RETRIED, error_code
+from llmspell_dist.redis.retry import Backoff
+
+if TYPE_CHECKING:
+    from llmspell_dist.redis.options import LaneOptions
+    from llmspell_dist.redis.resp import ErrorReply
+    from llmspell_dist.redis.wire import Entry
+
+__all__ = ["Refusals", "RefusalsOwner"]
+
+logger = logging.getLogger("llmspell_dist.redis")
+
+_CALM_AFTER_S = 1.0
+"""After so long without a refusal the pauses are short again."""
+
+
+class RefusalsOwner(Protocol):
+    """The lane, as far as refusals need it."""
+
+    options: LaneOptions
+
+    @property
+    def server(self) -> str:
+        """What errors call the server."""
+
+    def resume(self, entries: list[Entry]) -> None:
+        """Send the entries again."""
+
+
+class Refusals:
+    """The entries of a lane that the server refused and that are to be sent again, in order."""
+
+    __slots__ = ("_backoff", "_lane", "_resume_at", "again", "deferred")
+
+    def __init__(self, lane: RefusalsOwner) -> None:
+        self._lane = lane
+        self._backoff = Backoff()
+        self._resume_at = 0.0
+        self.again: list[Entry] = []
+        """To be sent again at once."""
+        self.deferred: list[Entry] = []
+        """To be sent again after a pause."""
+
+    def defer(self, entry: Entry, reply: ErrorReply) -> bool:
+        """Keep an entry for later, if its refusal is one that passes and its budget allows."""
+        if error_code(reply.text) not in RETRIED:
+            return False
+        now = monotonic()
+        if not self.deferred:
+            if now - self._resume_at > _CALM_AFTER_S:
+                self._backoff.reset()
+            pause = self._backoff.next_s()
+            self._resume_at = now + pause
+        if self._resume_at >= entry[2] + self._lane.options.retry_budget:
+            return False  # what the server says now is more than a later "timed out" would say
+        if not self.deferred:
+            logger.warning("%s: %s; trying again soon", self._lane.server, reply.text)
+            asyncio.get_running_loop().call_later(self._resume_at - now, self._resume)
+        self.deferred.append(entry)
+        return True
+
+    def _resume(self) -> None:
+        entries, self.deferred = self.deferred, []
+        if entries:
+            self._lane.resume(entries)
+
+    def take_again(self) -> list[Entry]:
+        """Hand over what is to be sent at once."""
+        entries, self.again = self.again, []
+        return entries
+
+    def take_all(self) -> list[Entry]:
+        """Hand over everything."""
+        entries, self.deferred = [*self.deferred, *self.again], []
+        self.again = []
+        return entries

@@ -1,0 +1,104 @@
+"""The one place where the server's error replies become exceptions, and are judged."""
+
+from __future__ import annotations
+
+import os
+import re
+import ssl
+from typing import TYPE_CHECKING, Any
+
+from llmspell_dist.errors import (
+    StoreAuthenticationError,
+    StoreBusyError,
+    StoreFullError,
+    StoreLoadingError,
+    StoreMisconfiguredError,
+    StorePermissionError,
+    StoreProtocolError,
+    StoreReadOnlyError,
+    StoreUnavailableError,
+)
+
+if TYPE_CHECKING:
+    from llmspell_dist.redis.resp import ErrorReply
+
+__all__ = ["NOSCRIPT", "RETRIED", "error_code", "error_from_reply", "nothing_ran", "system_said"]
+
+NOSCRIPT = "NOSCRIPT"
+
+_CLASSES: dict[str, type[StoreUnavailableError]] = {
+    "BUSY": StoreBusyError,
+    "LOADING": StoreLoadingError,
+    "READONLY": StoreReadOnlyError,
+    "OOM": StoreFullError,
+    "MISCONF": StoreMisconfiguredError,
+    "NOAUTH": StoreAuthenticationError,
+    "WRONGPASS": StoreAuthenticationError,
+    "NOPERM": StorePermissionError,
+    "MASTERDOWN": StoreUnavailableError,
+    "CLUSTERDOWN": StoreUnavailableError,
+    "TRYAGAIN": StoreUnavailableError,
+    "NOREPLICAS": StoreUnavailableError,
+    "MOVED": StoreUnavailableError,
+    "ASK": StoreUnavailableError,
+    "UNBLOCKED": StoreUnavailableError,
+}
+
+RETRIED = frozenset({"LOADING", "BUSY", "MASTERDOWN", "TRYAGAIN", "CLUSTERDOWN", "READONLY"})
+"""States of a server that pass: asked again, with pauses, inside the call's budget."""
+
+_BEFORE_ANY_WRITE = RETRIED | {
+    "OOM", "MISCONF", "NOREPLICAS", "NOSCRIPT", "NOAUTH", "MOVED", "ASK",
+}  # fmt: skip
+"""Refusals that come before a command, or before the *first* write of a script: the server does not
+look at memory, role or disk again once a script has written."""
+
+_IN_SCRIPT = re.compile(r"@user_script|user_script:|Error running script|Error compiling script")
+_WRAPPED_CODE = re.compile(r"-([A-Z]{2,})\s")
+"""Redis 6.2 wraps what a command said inside a script, as in ``ERR Error running script (call to
+f_…): @user_script:3: @user_script: 3: -OOM command not allowed …``."""
+
+
+def error_code(text: str) -> str:
+    """Return the code of an error reply, also of one that Redis 6.2 wrapped for a script."""
+    code = text.partition(" ")[0]
+    if code == "ERR":
+        if "max number of clients" in text:
+            return "MAXCLIENTS"
+        if "Error running script" in text:
+            found = _WRAPPED_CODE.search(text)
+            if found:
+                return found[1]
+    return code
+
+
+def nothing_ran(text: str) -> bool:
+    """Tell whether the reply proves that the request changed nothing."""
+    return error_code(text) in _BEFORE_ANY_WRITE or not _IN_SCRIPT.search(text)
+
+
+def error_from_reply(
+    reply: ErrorReply, server: str, *, may_have_happened: bool = False, operation: Any = None
+) -> StoreUnavailableError:
+    """Return the exception for an error reply of `server`.
+
+    `may_have_happened` says whether the same write was sent before; a reply that leaves open what
+    a script did counts as well.
+    """
+    text = reply.text
+    code = error_code(text)
+    if code == "MAXCLIENTS":
+        cls: type[StoreUnavailableError] = StoreUnavailableError
+    else:
+        cls = _CLASSES.get(code, StoreProtocolError)
+    return cls(server, text, may_have_happened, operation)
+
+
+def system_said(error: BaseException) -> str:
+    """Return what the operating system said, in its own words."""
+    if isinstance(error, OSError) and not isinstance(error, ssl.SSLError):
+        # asyncio and socket put addresses and internals into the text; getaddrinfo's numbers are
+        # not errno's.
+        if error.errno is not None and error.errno > 0:
+            return os.strerror(error.errno)
+    return str(error) or repr(error)

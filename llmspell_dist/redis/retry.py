@@ -1,0 +1,34 @@
+"""How long to wait before trying again. The policy is tenacity's; the loops are the drivers'."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from tenacity import RetryCallState, wait_fixed, wait_random_exponential
+
+__all__ = ["Backoff"]
+
+
+class Backoff:
+    """Pauses that grow with each failure and are jittered, so that no fleet comes at once."""
+
+    __slots__ = ("_state", "_wait", "failures")
+
+    def __init__(self, *, first_s: float = 0.02, max_s: float = 0.5) -> None:
+        self._wait = wait_fixed(first_s / 4) + wait_random_exponential(first_s, max=max_s)
+        self._state = RetryCallState(cast("Any", None), None, (), {})
+        self.failures = 0
+
+    def next_s(self) -> float:
+        """Count a failure and return the seconds to wait after it."""
+        self.failures += 1
+        return self.pause_s()
+
+    def pause_s(self) -> float:
+        """Return the seconds to wait after as many failures as were counted."""
+        self._state.attempt_number = max(1, self.failures)
+        return float(self._wait(self._state))
+
+    def reset(self) -> None:
+        """Begin anew after a success."""
+        self.failures = 0

@@ -1,0 +1,1 @@
+"""Shared state: single values, batches, transactions, the past; over the commit script."""

@@ -1,0 +1,204 @@
+"""What all state operations of a client share: how keys are spelled, values encoded, commits built."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from itertools import count
+from typing import TYPE_CHECKING, Final
+
+from llmspell_dist.changes import Op
+from llmspell_dist.classes import BEHAVIOURS
+from llmspell_dist.context import CommitContext, get_context
+from llmspell_dist.errors import (
+    AckNotReachedError,
+    CrossShardError,
+    InvalidArgumentError,
+    LimitError,
+)
+from llmspell_dist.keys import KeySpace, scoped_field
+from llmspell_dist.redis.commands import ScriptCall
+from llmspell_dist.redis.commits import (
+    Change,
+    Commit,
+    Committed,
+    Condition,
+    ScopeKey,
+    TTLMode,
+    change,
+    read_outcome,
+)
+from llmspell_dist.redis.durable import AckedOutcome
+from llmspell_dist.redis.scripts import load_script
+from llmspell_dist.scope import Scope
+from llmspell_dist.state.steps import CommitRequest, Steps
+from llmspell_dist.state.values import Encoded, Values
+from llmspell_dist.ttl import KEEP, TTL, ttl_ms
+
+if TYPE_CHECKING:
+    from llmspell_dist.ack import Ack
+    from llmspell_dist.classes import ClassResolver, StateClass
+    from llmspell_dist.clock import ServerClock
+
+__all__ = ["MAX_BATCH", "Core"]
+
+MAX_BATCH: Final = 1000
+"""Most keys in one call of a ``*_many`` operation: one commit has at most 1,000 changes."""
+_SCOPES_CACHED: Final = 8192
+_DEFAULT_TTL_MS: Final = {
+    state_class: ttl_ms(does.default_ttl) if does.default_ttl else None
+    for state_class, does in BEHAVIOURS.items()
+}
+
+
+class Core:
+    """Builds what is sent for state operations; holds no connection and does no I/O."""
+
+    def __init__(
+        self,
+        keyspace: KeySpace,
+        values: Values,
+        rules: ClassResolver,
+        clock: ServerClock,
+        *,
+        actor: str | None = None,
+        server: str = "",
+    ) -> None:
+        self.keyspace = keyspace
+        self.values = values
+        self.rules = rules
+        self.clock = clock
+        self.server = server
+        self.default_meta = CommitContext(actor=actor).packed if actor else b""
+        self.durable_ack: Ack | None = None
+        """What the class Critical waits for: the strongest level that this server can give."""
+        self._actor = actor
+        self._scopes: dict[str | Scope, ScopeKey] = {}
+        self._generation_prefix = os.urandom(6).hex()
+        self._generations = count(1)
+
+    # --- names
+
+    def scope_key(self, scope: str | Scope) -> ScopeKey:
+        """The scope as the scripts need it; scopes seen lately cost one look-up."""
+        try:
+            return self._scopes[scope]
+        except (KeyError, TypeError):
+            pass
+        parsed = Scope.coerce(scope)
+        redis_key = self.keyspace.scope(parsed)
+        text = parsed.text.encode()
+        found = ScopeKey(redis_key, text, redis_key[: -len(text) - 1], parsed)
+        if len(self._scopes) >= _SCOPES_CACHED:
+            self._scopes.clear()
+        self._scopes[scope] = found
+        return found
+
+    def new_generation(self) -> bytes:
+        """A name for the elements of a new list, map or large value that nobody else will use."""
+        return f"{self._generation_prefix}-{next(self._generations)}".encode()
+
+    def meta(self) -> bytes:
+        """What stands in the log about who commits now."""
+        said = get_context()
+        if said is None:
+            return self.default_meta
+        if said.actor is None and self._actor is not None:
+            said = CommitContext(
+                self._actor, said.correlation_id, said.causation_id, said.traceparent
+            )
+        return said.packed
+
+    def shards(self) -> list[str]:
+        """The shards of the namespace."""
+        return [str(number) for number in range(self.keyspace.shards)]
+
+    # --- commits
+
+    def commit(
+        self,
+        scopes: Sequence[ScopeKey],
+        changes: Sequence[Change],
+        conditions: Sequence[Condition] = (),
+    ) -> Commit:
+        """A checked commit over scopes of one shard; of several it is a `CrossShardError`."""
+        if len(scopes) > 1 and len({scope.shard for scope in scopes}) > 1:
+            raise CrossShardError(scope.text.decode() for scope in scopes)
+        commit = Commit(tuple(scopes), changes, conditions, self.meta())
+        commit.check()
+        return commit
+
+    def carry_out(self, commit: Commit, ack: Ack | None = None) -> Steps[Committed]:
+        """Send a commit and read its outcome; a refusal is raised."""
+        outcome = yield CommitRequest(commit, ack)
+        if type(outcome) is AckedOutcome and not outcome.reached:
+            self._refuse_ack(outcome)
+        return read_outcome(outcome, commit, self.server)
+
+    def _refuse_ack(self, outcome: AckedOutcome) -> None:
+        reached = f"{outcome.local_fsyncs} disks, {outcome.replicas} replicas"
+        raise AckNotReachedError(
+            self.server, outcome.level, outcome.said or reached, getattr(outcome, "operation", None)
+        )
+
+    def ack_for(self, state_class: StateClass, ack: Ack | None) -> Ack | None:
+        """The level to wait for: as asked, else what the class says."""
+        if ack is None and BEHAVIOURS[state_class].durable_ack:
+            return self.durable_ack
+        return ack
+
+    def set_change(
+        self,
+        scope: int,
+        field: bytes,
+        encoded: Encoded,
+        ttl: TTL,
+        state_class: StateClass,
+        schema_version: int,
+    ) -> Change:
+        """The change that sets a key to an encoded value."""
+        mode, milliseconds = self.expiry(ttl, state_class)
+        return change(
+            Op.SET,
+            field,
+            encoded.payload,
+            kind=encoded.kind,
+            state_class=state_class,
+            flags=encoded.flags,
+            schema_version=schema_version,
+            ttl_mode=mode,
+            ttl_ms=milliseconds,
+            scope=scope,
+        )
+
+    def expiry(self, ttl: TTL, state_class: StateClass) -> tuple[int, int]:
+        """How the script is told what happens to the expiry: mode and milliseconds."""
+        if ttl is KEEP:
+            default = _DEFAULT_TTL_MS[state_class]
+            return (TTLMode.DEFAULT, default) if default else (TTLMode.KEEP, 0)
+        milliseconds = ttl_ms(ttl)
+        return (TTLMode.DROP, 0) if milliseconds is None else (TTLMode.SET, milliseconds)
+
+    # --- reads
+
+    def read_call(
+        self, scope: ScopeKey, fields: Iterable[bytes], *, most_bytes: int, bulk: bool = False
+    ) -> ScriptCall:
+        """Ask for some records as of one moment of the server's clock."""
+        arguments = (b"%d" % most_bytes, b"0", b"0", *fields)
+        return ScriptCall(load_script("read"), (scope.hash,), arguments, bulk=bulk)
+
+
+def field_of(scope: ScopeKey, key: str) -> bytes:
+    """The hash field of a key, validated together with its scope."""
+    return scoped_field(scope.scope, key)
+
+
+def checked_keys(scope: ScopeKey, keys: Iterable[str]) -> dict[str, bytes]:
+    """Validate the keys of a batch: their fields, each once, in order."""
+    if isinstance(keys, (str, bytes)):
+        raise InvalidArgumentError("keys", keys, "must be several keys, not one text")
+    fields = {key: field_of(scope, key) for key in keys}
+    if len(fields) > MAX_BATCH:
+        raise LimitError("keys in one call", len(fields), MAX_BATCH)
+    return fields

@@ -1,0 +1,73 @@
+"""Runs the steps of state operations on an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from inspect import isawaitable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from llmspell_dist.redis.commits import read_outcome
+from llmspell_dist.state.steps import Call, CommitRequest, Pause
+
+if TYPE_CHECKING:
+    from llmspell_dist.redis.groups import Operation
+    from llmspell_dist.redis.lanes import Lanes
+    from llmspell_dist.revision import Revision
+    from llmspell_dist.state.core import Core
+    from llmspell_dist.state.steps import Request, Steps
+
+__all__ = ["AsyncDriver"]
+
+T = TypeVar("T")
+
+
+class AsyncDriver:
+    """Carries steps out over the lanes."""
+
+    __slots__ = ("_commit", "_execute", "core", "lanes")
+
+    def __init__(self, core: Core, lanes: Lanes) -> None:
+        self.core = core
+        self.lanes = lanes
+        self._commit = lanes.commit
+        self._execute = lanes.execute
+
+    async def run(self, steps: Steps[T]) -> T:
+        """Carry an operation out and return its result."""
+        send, reply = steps.send, None
+        try:
+            while True:
+                request = send(reply)
+                kind = type(request)
+                if kind is CommitRequest:
+                    reply = await self._commit(request.commit, request.ack)  # type: ignore[union-attr]
+                elif kind is list or kind is Pause or kind is Call:
+                    reply = await self._other(request)
+                else:
+                    reply = await self._execute(request)  # type: ignore[arg-type]
+        except StopIteration as done:
+            result: T = done.value
+            return result
+
+    async def _other(self, request: Request) -> Any:
+        if isinstance(request, list):
+            waiting = [self._execute(one) for one in request]
+            try:
+                return [await one for one in waiting]
+            finally:
+                for one in waiting:
+                    one.cancel()
+        if isinstance(request, Pause):
+            return await self.pause(request.seconds)
+        assert isinstance(request, Call)  # noqa: S101 - there is no other kind
+        result = request.function(*request.arguments)
+        return await result if isawaitable(result) else result
+
+    async def pause(self, seconds: float) -> None:
+        """Wait between two attempts."""
+        await asyncio.sleep(seconds)
+
+    async def settle(self, operation: Operation) -> Revision | None:
+        """Carry an operation of unknown outcome out, unless it was."""
+        outcome = await self.lanes.settle(operation)
+        return read_outcome(outcome, operation.commit, self.core.server, operation.id).revision

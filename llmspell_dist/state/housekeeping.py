@@ -1,0 +1,82 @@
+"""What some process of the fleet does every second: remove what expired, shorten the log.
+
+Both are one bounded script call each. Every client asks; the server lets one of them in an interval
+do the work, so a fleet of a thousand costs no more than one.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final
+
+from llmspell_dist.redis.commands import ScriptCall
+from llmspell_dist.redis.scripts import load_script
+
+if TYPE_CHECKING:
+    from llmspell_dist.retention import Retention
+    from llmspell_dist.state.core import Core
+    from llmspell_dist.state.steps import Steps
+
+__all__ = ["INTERVAL_S", "housekeep", "sweep", "trim"]
+
+logger = logging.getLogger("llmspell_dist.state")
+logger.addHandler(logging.NullHandler())
+
+INTERVAL_S: Final = 1.0
+SWEEP_KEYS: Final = 200
+TRIM_ENTRIES: Final = 20_000
+_ALARMS: Final = (0.8, 0.5)
+
+
+def sweep(core: Core, shard: str, *, interval_ms: int = 0) -> Steps[tuple[bool, int, bool]]:
+    """Remove expired keys of a shard; whether it was this call's turn, how many, and if more wait."""
+    keyspace = core.keyspace
+    log = keyspace.log(shard)
+    keys = (log, keyspace.due(shard), keyspace.ctl(shard), keyspace.trash(shard))
+    arguments = (b"%d" % interval_ms, b"%d" % SWEEP_KEYS, log[: -len(b":log")])
+    worked, removed, more = yield ScriptCall(load_script("sweep"), keys, arguments, bulk=True)
+    return bool(worked), int(removed), bool(more)
+
+
+def trim(core: Core, shard: str, retention: Retention) -> Steps[int]:
+    """Shorten a shard's log to its retention; how many entries went."""
+    keyspace = core.keyspace
+    age_ms = retention.max_age_ms
+    arguments = (
+        b"%d" % retention.max_entries,
+        b"%d" % (2**47 if age_ms is None else age_ms),
+        b"%d" % retention.cap_entries,
+        b"%d" % TRIM_ENTRIES,
+    )
+    keys = (keyspace.log(shard), keyspace.ctl(shard))
+    call = ScriptCall(load_script("trim"), keys, arguments, bulk=True)
+    removed, left, broken, slowest = yield call
+    if broken is not None:
+        logger.warning(
+            "the log reached its cap of %d entries: hold %s broke, what it held is gone",
+            retention.cap_entries,
+            broken.decode("utf-8", "replace"),
+        )
+    elif slowest is not None:
+        for share in _ALARMS:
+            if left > share * retention.cap_entries:
+                logger.warning(
+                    "hold %s keeps %d entries in the log, %d %% of its cap",
+                    slowest.decode("utf-8", "replace"),
+                    left,
+                    100 * left // retention.cap_entries,
+                )
+                break
+    return int(removed)
+
+
+def housekeep(core: Core, retention: Retention) -> Steps[bool]:
+    """Do what is due in every shard; whether more is waiting."""
+    waiting = False
+    for shard in core.shards():
+        worked, _, more = yield from sweep(core, shard, interval_ms=int(INTERVAL_S * 1000))
+        if worked:
+            waiting = waiting or more
+            removed = yield from trim(core, shard, retention)
+            waiting = waiting or removed >= TRIM_ENTRIES
+    return waiting

@@ -1,0 +1,234 @@
+"""Whole scopes: listing keys and scopes page by page, clearing, copying, moving."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from llmspell_dist.changes import Op
+from llmspell_dist.errors import ConflictError, InvalidArgumentError
+from llmspell_dist.records import unpack_meta, unpack_record
+from llmspell_dist.redis.commands import Command, ScriptCall
+from llmspell_dist.redis.commits import ConditionMode, change, condition
+from llmspell_dist.redis.resp import pack
+from llmspell_dist.redis.retry import Backoff
+from llmspell_dist.redis.scripts import load_script
+from llmspell_dist.scope import Scope, ScopeKind
+from llmspell_dist.state.model import Page
+from llmspell_dist.state.steps import Pause
+
+if TYPE_CHECKING:
+    from llmspell_dist.redis.commits import ScopeKey
+    from llmspell_dist.state.core import Core
+    from llmspell_dist.state.reads import Reads
+    from llmspell_dist.state.steps import Steps
+
+__all__ = ["PAGE_KEYS", "Scopes", "glob_of"]
+
+PAGE_KEYS: Final = 500
+MAX_PAGE: Final = 5000
+COPY_BATCH: Final = 400
+_ATTEMPTS: Final = 32
+_GLOB_SPECIAL: Final = frozenset("*?[]\\^")
+
+
+def glob_of(prefix: str | None, match: str | None) -> str:
+    """The pattern that Redis filters by; a prefix is taken literally."""
+    for name, text in (("prefix", prefix), ("match", match)):
+        if text is not None and not isinstance(text, str):
+            raise InvalidArgumentError(name, text, "must be a str")
+        if text is not None and len(text) > 1024:
+            raise InvalidArgumentError(name, text, "must be at most 1,024 characters")
+    if prefix is not None and match is not None:
+        raise InvalidArgumentError("match", match, "cannot be combined with prefix")
+    if match is not None:
+        return match
+    if not prefix:
+        return ""
+    return "".join("\\" + char if char in _GLOB_SPECIAL else char for char in prefix) + "*"
+
+
+def check_page(cursor: str | None, limit: int) -> bytes:
+    """Validate where a page begins and how long it is; the server's cursor."""
+    if type(limit) is not int or not 1 <= limit <= MAX_PAGE:
+        raise InvalidArgumentError("limit", limit, f"must be an int from 1 to {MAX_PAGE:,}")
+    if cursor is None:
+        return b"0"
+    if not isinstance(cursor, str) or not cursor.isdecimal() or int(cursor) >= 2**64:
+        raise InvalidArgumentError("cursor", cursor, "must be one that a page returned")
+    return cursor.encode()
+
+
+class Scopes:
+    """The operations on whole scopes, as steps."""
+
+    def __init__(self, core: Core, reads: Reads) -> None:
+        self.core = core
+        self.reads = reads
+
+    # --- listing
+
+    def keys_page(
+        self,
+        scope: str | Scope,
+        cursor: str | None,
+        limit: int,
+        prefix: str | None,
+        match: str | None,
+    ) -> Steps[Page[str]]:
+        """Some keys of a scope, in no order."""
+        page, following = yield from self._scan(scope, cursor, limit, prefix, match, False)
+        return Page([field.decode() for field in page], following)
+
+    def items_page(
+        self,
+        scope: str | Scope,
+        cursor: str | None,
+        limit: int,
+        prefix: str | None,
+        match: str | None,
+    ) -> Steps[Page[tuple[str, Any]]]:
+        """Some keys of a scope with their values, in no order."""
+        scope_key = self.core.scope_key(scope)
+        flat, following = yield from self._scan(scope, cursor, limit, prefix, match, True)
+        items: list[tuple[str, Any]] = []
+        for field, raw in zip(flat[::2], flat[1::2], strict=True):
+            key = field.decode()
+            stored = unpack_record(raw, scope_key.scope.text, key)
+            if stored.kind <= 2:
+                found = yield from self.reads.judge(scope_key, key, field, raw)
+            else:
+                found = yield from self.reads.find(scope, key)
+            if found is not None:
+                items.append((key, found.value))
+        return Page(items, following)
+
+    def _scan(
+        self,
+        scope: str | Scope,
+        cursor: str | None,
+        limit: int,
+        prefix: str | None,
+        match: str | None,
+        with_records: bool,
+    ) -> Steps[tuple[list[bytes], str | None]]:
+        scope_key = self.core.scope_key(scope)
+        start = check_page(cursor, limit)
+        arguments = (
+            start,
+            glob_of(prefix, match).encode("utf-8", "replace"),
+            b"%d" % limit,
+            b"1" if with_records else b"0",
+        )
+        following, *rest = yield ScriptCall(
+            load_script("scan"), (scope_key.hash,), arguments, bulk=True
+        )
+        return rest, None if following == b"0" else following.decode()
+
+    def scopes_page(
+        self,
+        shard: str,
+        cursor: str | None,
+        limit: int,
+        kind: ScopeKind | str | None,
+        prefix: str | None,
+    ) -> Steps[Page[Scope]]:
+        """Some scopes of a shard that have keys, in no order."""
+        start = check_page(cursor, limit)
+        wanted = None if kind is None else _kind(kind)
+        due = self.core.keyspace.due(shard)
+        request = [b"ZSCAN", due, start, b"COUNT", limit]
+        pattern = _scope_glob(wanted, prefix)
+        if pattern:
+            request += [b"MATCH", pattern.encode()]
+        following, flat = yield Command(pack(*request), "ZSCAN", bulk=True)
+        found: list[Scope] = []
+        for text in flat[::2]:
+            scope = Scope.parse(text.decode())
+            if wanted is None or scope.kind is wanted:
+                found.append(scope)
+        counts = yield [self._count_call(scope) for scope in found]
+        filled = [scope for scope, (count, _) in zip(found, counts, strict=True) if count]
+        return Page(filled, None if following == b"0" else following.decode())
+
+    def _count_call(self, scope: Scope) -> ScriptCall:
+        keys = (self.core.keyspace.scope(scope), self.core.keyspace.ttl(scope))
+        return ScriptCall(load_script("count"), keys, (), bulk=True)
+
+    # --- clearing, copying, moving
+
+    def clear(self, scope: str | Scope) -> Steps[int]:
+        """Remove every key of a scope in one step; how many there were."""
+        scope_key = self.core.scope_key(scope)
+        commit = self.core.commit((scope_key,), (change(Op.CLEAR, b"", b""),))
+        done = yield from self.core.carry_out(commit)
+        return int(done.results[0])
+
+    def transfer(self, source: str | Scope, target: str | Scope, move: bool) -> Steps[int]:
+        """Copy or move every key of a scope to another of its shard; how many."""
+        from_key, to_key = self.core.scope_key(source), self.core.scope_key(target)
+        if from_key.hash == to_key.hash:
+            raise InvalidArgumentError("target", target, "must be another scope than the source")
+        self.core.commit((to_key, from_key), ())  # both must lie in one shard
+        backoff = Backoff(first_s=0.002, max_s=0.25)
+        for _ in range(_ATTEMPTS):
+            keys = (from_key.hash, self.core.keyspace.ttl(from_key.scope))
+            _, raw = yield ScriptCall(load_script("count"), keys, ())
+            meta = unpack_meta(raw, from_key.scope.text)
+            if meta.count > COPY_BATCH:
+                return (yield from self._transfer_large(from_key, to_key, move))
+            if meta.revision is None:
+                return 0
+            fields, _ = yield from self._scan(source, None, MAX_PAGE, None, None, False)
+            if not fields:
+                return 0
+            guard = condition(ConditionMode.SCOPE_REVISION, fields[0], meta.revision, scope=1)
+            try:
+                return (yield from self._copy(from_key, to_key, fields, move, guard))
+            except ConflictError:
+                yield Pause(backoff.next_s())
+        raise ConflictError(meta.revision, None, [(from_key.scope.text, "", meta.revision, None)])
+
+    def _copy(
+        self, source: ScopeKey, target: ScopeKey, fields: list[bytes], move: bool, *guards: Any
+    ) -> Steps[int]:
+        flag = b"\1" if move else b"\0"
+        changes = [
+            change(Op.COPY, field, b"\0\1" + flag + self.core.new_generation()) for field in fields
+        ]
+        commit = self.core.commit((target, source), changes, guards)
+        done = yield from self.core.carry_out(commit)
+        return done.results.count(b"1")
+
+    def _transfer_large(
+        self, source: ScopeKey, target: ScopeKey, move: bool
+    ) -> Steps[int]:
+        """In batches, each atomic; a key that is moved is in exactly one of the scopes throughout."""
+        total, cursor = 0, None
+        while True:
+            fields, cursor = yield from self._scan(
+                source.scope, cursor, COPY_BATCH, None, None, False
+            )
+            for start in range(0, len(fields), COPY_BATCH):
+                batch = list(dict.fromkeys(fields[start : start + COPY_BATCH]))
+                total += yield from self._copy(source, target, batch, move)
+            if cursor is None:
+                return total
+
+
+def _kind(kind: ScopeKind | str) -> ScopeKind:
+    try:
+        return ScopeKind(kind)
+    except ValueError:
+        rule = f"must be one of {', '.join(ScopeKind)}"
+        raise InvalidArgumentError("kind", kind, rule) from None
+
+
+def _scope_glob(kind: ScopeKind | None, prefix: str | None) -> str:
+    """A pattern over printed scopes; the prefix is one of the printed scope."""
+    if prefix is not None:
+        return glob_of(prefix, None)
+    if kind is None or kind is ScopeKind.GLOBAL:
+        return "global" if kind else ""
+    if kind is ScopeKind.STEP:
+        return "workflow:*/step:*"
+    return f"{kind}:*"

@@ -1,0 +1,377 @@
+"""Transactions: reads are remembered with their revisions, writes wait, one commit decides.
+
+The commit carries a condition for every key that was read. If one of them changed meanwhile, nothing
+at all is written and a `ConflictError` names it (optimistic concurrency control). A later change of
+a key in the same transaction is folded into the earlier one, so a commit names every key once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from llmspell_dist.changes import Op
+from llmspell_dist.classes import StateClass
+from llmspell_dist.codec import is_number
+from llmspell_dist.errors import InvalidArgumentError, WrongKindError
+from llmspell_dist.redis.commits import (
+    Change,
+    ClassChangedError,
+    Condition,
+    ConditionMode,
+    TTLMode,
+    change,
+    condition,
+)
+from llmspell_dist.revision import Revision
+from llmspell_dist.state.core import checked_keys, field_of
+from llmspell_dist.state.staging import INLINE_LIMIT
+from llmspell_dist.state.writes import check_schema_version
+from llmspell_dist.ttl import KEEP, ttl_ms
+from llmspell_dist.typed import from_builtin
+
+if TYPE_CHECKING:
+    from llmspell_dist.ack import Ack
+    from llmspell_dist.redis.commits import ScopeKey
+    from llmspell_dist.scope import Scope
+    from llmspell_dist.state.core import Core
+    from llmspell_dist.state.partial import Partial
+    from llmspell_dist.state.reads import Found, Reads
+    from llmspell_dist.state.steps import Steps
+    from llmspell_dist.state.writes import Writes
+    from llmspell_dist.ttl import TTL
+
+__all__ = ["TransactionSteps"]
+
+
+@dataclass(slots=True)
+class _Pending:
+    """What a transaction will do to one key."""
+
+    op: Op
+    value: Any = None
+    """set: the value; increment: the addend; append: the elements; merge: the fields."""
+    removed: tuple[Any, ...] = ()
+    ttl: TTL = KEEP
+    state_class: StateClass | None = None
+    schema_version: int = 1
+
+
+_Place = tuple["ScopeKey", str]
+
+
+class TransactionSteps:
+    """One transaction, as steps: what was read, what is to be written."""
+
+    def __init__(self, core: Core, reads: Reads, writes: Writes, partial: Partial) -> None:
+        self.core = core
+        self.reads = reads
+        self.writes = writes
+        self.partial = partial
+        self.revision: Revision | None = None
+        self.ack: Ack | None = None
+        self.closed = False
+        self._read: dict[_Place, Found | None] = {}
+        self._absent: set[_Place] = set()
+        self._pending: dict[_Place, _Pending] = {}
+
+    def _place(self, scope: str | Scope, key: str) -> _Place:
+        if self.closed:
+            raise InvalidArgumentError("transaction", "ended", "must still be open")
+        scope_key = self.core.scope_key(scope)
+        return scope_key, field_of(scope_key, key).decode()
+
+    # --- reading
+
+    def get(self, scope: str | Scope, key: str, default: Any, as_type: type | None) -> Steps[Any]:
+        """The value of a key as this transaction sees it."""
+        place = self._place(scope, key)
+        there, value = yield from self._current(place)
+        if not there:
+            return default
+        return value if as_type is None else from_builtin(as_type, value)
+
+    def get_many(self, scope: str | Scope, keys: Iterable[str]) -> Steps[dict[str, Any]]:
+        """The values of those of the keys that have one."""
+        scope_key = self.core.scope_key(scope)
+        fields = checked_keys(scope_key, keys)
+        unread = {
+            key: field
+            for key, field in fields.items()
+            if (scope_key, field.decode()) not in self._read
+        }
+        found = yield from self.reads.find_many(scope_key, unread)
+        for key in unread:
+            self._read[self._place(scope, key)] = found.get(key)
+        values = {}
+        for key in fields:
+            there, value = yield from self._current(self._place(scope, key))
+            if there:
+                values[key] = value
+        return values
+
+    def _find(self, place: _Place) -> Steps[Found | None]:
+        if place not in self._read:
+            self._read[place] = yield from self.reads.find(place[0].scope, place[1])
+        return self._read[place]
+
+    def _current(self, place: _Place) -> Steps[tuple[bool, Any]]:
+        pending = self._pending.get(place)
+        if pending is not None and pending.op == Op.SET:
+            return True, pending.value
+        if pending is not None and pending.op == Op.DELETE:
+            return False, None
+        found = yield from self._find(place)
+        if pending is None or pending.op == Op.TTL:
+            return found is not None, None if found is None else found.value
+        return True, self._applied(place, pending, found)
+
+    def _applied(self, place: _Place, pending: _Pending, found: Found | None) -> Any:
+        """What a partial update will make of a value."""
+        value = None if found is None else found.value
+        if pending.op == Op.INCREMENT:
+            _must_be(value is None or is_number(value), place, value, "increment")
+            return pending.value if value is None else value + pending.value
+        if pending.op == Op.APPEND:
+            _must_be(value is None or type(value) is list, place, value, "append")
+            return [*(value or ()), *pending.value]
+        _must_be(value is None or type(value) is dict, place, value, "merge")
+        merged = {**(value or {}), **pending.value}
+        for field in pending.removed:
+            merged.pop(field, None)
+        return merged
+
+    # --- writing
+
+    def set(
+        self,
+        scope: str | Scope,
+        key: str,
+        value: Any,
+        ttl: TTL,
+        state_class: StateClass | None,
+        schema_version: int,
+    ) -> None:
+        """Set a key at the commit; a value that cannot be stored raises here."""
+        place = self._place(scope, key)
+        check_schema_version(schema_version)
+        resolved = self.core.rules.resolve(place[0].scope, key, state_class)
+        self.core.values.encode(value, resolved, place[0].scope.text, key)
+        self.core.expiry(ttl, resolved)
+        before = self._pending.get(place)
+        if ttl is KEEP and before is not None:
+            ttl = None if before.op == Op.DELETE else before.ttl
+        self._pending[place] = _Pending(Op.SET, value, (), ttl, state_class, schema_version)
+
+    def set_if_absent(
+        self, scope: str | Scope, key: str, value: Any, ttl: TTL, state_class: StateClass | None
+    ) -> None:
+        """Set a key, and let the commit fail if it has a value by then."""
+        place = self._place(scope, key)
+        self.set(scope, key, value, ttl, state_class, 1)
+        self._absent.add(place)
+
+    def delete(self, scope: str | Scope, key: str) -> None:
+        """Remove a key at the commit."""
+        self._pending[self._place(scope, key)] = _Pending(Op.DELETE)
+
+    def increment(self, scope: str | Scope, key: str, by: float, ttl: TTL) -> None:
+        """Add to a number at the commit, without reading it."""
+        place = self._place(scope, key)
+        self.writes.increment_change(b"", by, ttl, StateClass.STANDARD)
+        self._fold(place, _Pending(Op.INCREMENT, by, (), ttl))
+
+    def append(self, scope: str | Scope, key: str, items: tuple[Any, ...], ttl: TTL) -> None:
+        """Add elements to a list at the commit, without reading it."""
+        place = self._place(scope, key)
+        resolved = self.core.rules.resolve(place[0].scope, key, None)
+        self.partial.elements(place[0], key, items, resolved)
+        self._fold(place, _Pending(Op.APPEND, items, (), ttl))
+
+    def merge(
+        self,
+        scope: str | Scope,
+        key: str,
+        mapping: Mapping[Any, Any],
+        removed: tuple[Any, ...],
+        ttl: TTL,
+    ) -> None:
+        """Set and remove fields of a map at the commit, without reading it."""
+        place = self._place(scope, key)
+        resolved = self.core.rules.resolve(place[0].scope, key, None)
+        self.partial.fields(place[0], key, mapping, resolved)
+        self._fold(place, _Pending(Op.MERGE, dict(mapping), removed, ttl))
+
+    def expire(self, scope: str | Scope, key: str, ttl: TTL) -> None:
+        """Let a key end after a while, from the commit on; None: let it stay."""
+        place = self._place(scope, key)
+        if ttl is KEEP:
+            raise InvalidArgumentError("ttl", ttl, "must be a time, or None to let the key stay")
+        ttl_ms(ttl)
+        before = self._pending.get(place)
+        if before is None:
+            self._pending[place] = _Pending(Op.TTL, ttl=ttl)
+        elif before.op != Op.DELETE:
+            before.ttl = ttl
+
+    def _fold(self, place: _Place, later: _Pending) -> None:
+        """Put a partial update behind what is already to be done to the key."""
+        before = self._pending.get(place)
+        if before is None:
+            self._pending[place] = later
+            return
+        ttl = before.ttl if later.ttl is KEEP else later.ttl
+        if before.op == Op.TTL:
+            later.ttl = ttl
+        elif before.op in (Op.SET, Op.DELETE):
+            base = None if before.op == Op.DELETE else _Value(before.value)
+            value = self._applied(place, later, base)  # type: ignore[arg-type]
+            if before.op == Op.DELETE and later.ttl is KEEP:
+                ttl = None
+            later = _Pending(
+                Op.SET, value, (), ttl, before.state_class, before.schema_version
+            )
+        elif before.op == later.op == Op.MERGE:
+            fields = {name: v for name, v in before.value.items() if name not in later.removed}
+            kept = [name for name in before.removed if name not in later.value]
+            removed = tuple(dict.fromkeys((*kept, *later.removed)))
+            later = _Pending(Op.MERGE, fields | later.value, removed, ttl)
+        elif before.op == later.op == Op.APPEND:
+            later = _Pending(Op.APPEND, (*before.value, *later.value), (), ttl)
+        elif before.op == later.op == Op.INCREMENT:
+            later = _Pending(Op.INCREMENT, before.value + later.value, (), ttl)
+            self.writes.increment_change(b"", later.value, KEEP, StateClass.STANDARD)
+        else:
+            kind = before.op.name.lower()
+            raise WrongKindError(place[0].scope.text, place[1], kind, later.op.name.lower())
+        self._pending[place] = later
+
+    # --- committing
+
+    def commit(self) -> Steps[Revision | None]:
+        """Carry everything out, or raise and change nothing."""
+        self._check_open()
+        self.closed = True
+        whole: set[_Place] = set()
+        classes: dict[_Place, StateClass] = {}
+        while True:
+            scopes: dict[ScopeKey, int] = {}
+            for scope, _ in (*self._pending, *self._read, *self._absent):
+                scopes.setdefault(scope, len(scopes))
+            if not scopes:
+                return None
+            places = list(self._pending)
+            changes: list[Change] = []
+            ack = self.ack
+            for place in places:
+                state_class = classes.get(place) or self._class_of(place)
+                ack = ack or self.core.ack_for(state_class, None)
+                if place in whole:
+                    yield from self._find(place)
+                changes.append(
+                    (yield from self._build(place, state_class, scopes[place[0]], place in whole))
+                )
+            commit = self.core.commit(tuple(scopes), changes, self._conditions(scopes))
+            try:
+                done = yield from self.core.carry_out(commit, ack)
+            except WrongKindError as wrong:
+                # The value lies as a whole: this key is rewritten instead, under its revision.
+                place = self._pending_place(wrong.scope, wrong.key)
+                if place in whole or wrong.kind not in ("value", "blob"):
+                    raise
+                whole.add(place)
+            except ClassChangedError as changed:
+                for place in places:
+                    if self._pending[place].op in (Op.APPEND, Op.MERGE):
+                        classes[place] = StateClass(changed.state_class)
+            else:
+                self.revision = done.revision
+                return done.revision
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise InvalidArgumentError("transaction", "ended", "must still be open")
+
+    def _pending_place(self, scope: str, key: str) -> _Place:
+        return next(
+            place for place in self._pending if (place[0].scope.text, place[1]) == (scope, key)
+        )
+
+    def _class_of(self, place: _Place) -> StateClass:
+        given = self._pending[place].state_class
+        return self.core.rules.resolve(place[0].scope, place[1], given)
+
+    def _conditions(self, scopes: Mapping[ScopeKey, int]) -> list[Condition]:
+        conditions = []
+        for place, found in self._read.items():
+            scope, key = place
+            if found is None:
+                one = condition(ConditionMode.ABSENT, key.encode(), scope=scopes[scope])
+            else:
+                revision = found.stored.revision
+                one = condition(
+                    ConditionMode.REVISION, key.encode(), revision, scope=scopes[scope]
+                )
+            conditions.append(one)
+        conditions += [
+            condition(ConditionMode.ABSENT, key.encode(), scope=scopes[scope])
+            for scope, key in self._absent
+        ]
+        return conditions
+
+    def _build(
+        self, place: _Place, state_class: StateClass, at: int, whole: bool
+    ) -> Steps[Change]:
+        """The change of one key."""
+        (scope, key), pending = place, self._pending[place]
+        field = key.encode()
+        if pending.op == Op.DELETE:
+            return change(Op.DELETE, field, b"", scope=at)
+        if pending.op == Op.TTL:
+            milliseconds = ttl_ms(pending.ttl)
+            mode = TTLMode.DROP if milliseconds is None else TTLMode.SET
+            return change(Op.TTL, field, b"", ttl_mode=mode, ttl_ms=milliseconds or 0, scope=at)
+        if pending.op == Op.INCREMENT:
+            return self.writes.increment_change(field, pending.value, pending.ttl, state_class, at)
+        value, schema_version = pending.value, pending.schema_version
+        if pending.op in (Op.APPEND, Op.MERGE):
+            if not whole:
+                return self._partial_change(place, pending, state_class, at)
+            found = self._read[place]
+            value = self._applied(place, pending, found)
+            if found is not None:
+                state_class = StateClass(found.stored.state_class)
+                schema_version = found.stored.schema_version
+        encoded = self.core.values.encode(value, state_class, scope.scope.text, key)
+        if len(encoded.payload) > INLINE_LIMIT:
+            return (
+                yield from self.writes.large_change(
+                    scope, field, encoded, pending.ttl, state_class, schema_version, at
+                )
+            )
+        return self.core.set_change(at, field, encoded, pending.ttl, state_class, schema_version)
+
+    def _partial_change(
+        self, place: _Place, pending: _Pending, state_class: StateClass, at: int
+    ) -> Change:
+        (scope, key), field = place, place[1].encode()
+        if pending.op == Op.APPEND:
+            elements = self.partial.elements(scope, key, pending.value, state_class)
+            return self.partial.append_change(field, elements, state_class, pending.ttl, at)
+        fields = self.partial.fields(scope, key, pending.value, state_class)
+        removed = [self.core.values.codec.encode(name) for name in pending.removed]
+        return self.partial.merge_change(field, fields, removed, state_class, pending.ttl, at)
+
+
+@dataclass(slots=True)
+class _Value:
+    """A value that only this transaction knows, in the place of one that was read."""
+
+    value: Any
+
+
+def _must_be(fits: bool, place: _Place, value: Any, operation: str) -> None:
+    if not fits:
+        kind = type(value).__name__
+        raise WrongKindError(place[0].scope.text, place[1], kind, operation)

@@ -1,0 +1,110 @@
+-- sweep: removes what has expired, a bounded number of keys a call; any process may call it, one in an interval works.
+--
+-- KEYS[1] log stream of the shard
+-- KEYS[2] due: sorted set of the shard's scopes
+-- KEYS[3] ctl: the shard's settings
+-- KEYS[4] trash: sets of generations left behind by clear
+-- ARGV[1] interval in ms: if another call worked less than this ago, nothing is done
+-- ARGV[2] most keys to remove
+-- ARGV[3] prefix of the shard's keys
+-- returns: 1 if this call worked, else 0; keys removed; 1 if more is due.
+--- @include "lib/composite"
+--- @include "lib/log"
+local log, due, ctl, trash = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local most = tonumber(ARGV[2])
+local last = tonumber(redis.call('HGET', ctl, 'swept') or '0')
+if now() >= last and now() - last < tonumber(ARGV[1]) then
+  return { 0, 0, 0 }
+end
+
+local function forget_if_empty(s, text)
+  local oldest = redis.call('XRANGE', log, '-', '+', 'COUNT', 1)[1]
+  local changed_ms = u48(s.rev, 1)
+  if s.count > 0 or (oldest and tonumber(string.match(oldest[1], '^%d+')) <= changed_ms) or now() - changed_ms < EMPTY_SCOPE_MS then
+    return false
+  end
+  redis.call('UNLINK', s.key)
+  redis.call('ZREM', due, text)
+  return true
+end
+
+local function sweep_scope(text)
+  local s = open_scope(ARGV[3] .. ':' .. text, text)
+  local keys = redis.call('ZRANGEBYSCORE', s.key .. ':ttl', '-inf', format('%.0f', now()), 'LIMIT', 0, most)
+  for i = 1, #keys do
+    want(s, keys[i])
+  end
+  fetch_scope(s)
+  local frames, named, gone, stale = { '\1' }, {}, {}, {}
+  for i = 1, #keys do
+    local key = keys[i]
+    local _, r = live(s, key)
+    if r then
+      local _, expires = record_times(r)
+      frames[#frames + 1] =
+        frame(frame_head(EXPIRED, byte(r, 2), 0, sub(r, 4, 5), key, 0), s, named, sub(r, 6, 15), expires, key, '')
+      gone[#gone + 1] = key
+    else
+      stale[#stale + 1] = key
+    end
+  end
+  if #gone > 0 then
+    -- A sweep frees memory, so it may go on when the server is full.
+    local id = append_entry(log, due, concat(frames), '', string.rep('\0', 14), true)
+    local revision = pack_revision(id)
+    for i = 1, #gone do
+      local key = gone[i]
+      local r = s.recs[key]
+      if byte(r, 2) >= COMPOSITE then
+        drop_generation(s, r)
+      end
+      remove_record(s, key, r)
+      index_expiry(s, key, '')
+    end
+    local before = s.rev
+    s.rev = revision
+    flush_scope(s, due)
+    redis.pcall('PUBLISH', s.key, revision .. before)
+  end
+  call_in_chunks('ZREM', s.key .. ':ttl', stale, 1000)
+  if not forget_if_empty(s, text) then
+    local next_key = redis.call('ZRANGE', s.key .. ':ttl', 0, 0, 'WITHSCORES')
+    local at = next_key[2] or (s.count == 0 and format('%.0f', now() + EMPTY_SCOPE_MS)) or '+inf'
+    redis.call('ZADD', due, 'XX', at, text)
+  end
+  return #gone
+end
+
+-- The elements that a clear left behind.
+local function empty_trash()
+  local aside = redis.call('SRANDMEMBER', trash)
+  if not aside then
+    return 0
+  end
+  local generations = redis.call('SPOP', aside, 100)
+  local scope_key = string.match(aside, '^(.*):g:[^:]*$')
+  for i = 1, #generations do
+    redis.call('UNLINK', scope_key .. ':p:' .. generations[i])
+  end
+  if redis.call('EXISTS', aside) == 0 then
+    redis.call('SREM', trash, aside)
+  end
+  return #generations
+end
+
+local removed, more = 0, 0
+local scopes = redis.call('ZRANGEBYSCORE', due, '-inf', format('%.0f', now()), 'LIMIT', 0, 100)
+for i = 1, #scopes do
+  removed = removed + sweep_scope(scopes[i])
+  if removed >= most then
+    more = 1
+    break
+  end
+end
+if #scopes == 100 or empty_trash() == 100 then
+  more = 1
+end
+if more == 0 then
+  redis.call('HSET', ctl, 'swept', format('%.0f', now()))
+end
+return { 1, removed, more }

@@ -1,0 +1,54 @@
+"""Every example runs alone; what it claims it asserts itself."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import llmspell_dist
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted((ROOT / "examples" / "state_persistence").glob("*.py"))
+
+
+def _run(example: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    package = str(Path(llmspell_dist.__file__).parents[1])
+    return subprocess.run(
+        [sys.executable, "-W", "error", str(example), *arguments],
+        env=os.environ | {"PYTHONPATH": package},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_runs_without_a_server(example: Path) -> None:
+    """It needs no argument, prints something and leaves no warning."""
+    done = _run(example)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout
+    assert not done.stderr
+
+
+def test_all_examples_run_on_one_real_server_twice() -> None:
+    """They clean up after themselves: a second run finds what the first one found."""
+    from llmspell_dist.testing import embedded_server
+
+    with embedded_server() as server:
+        for example in EXAMPLES * 2:
+            done = _run(example, server.url)
+            assert done.returncode == 0, example.name + done.stdout + done.stderr
+
+
+def test_the_readme_lists_every_example() -> None:
+    """A new example needs its line."""
+    text = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
+    assert [example.name for example in EXAMPLES if example.name not in text] == []

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import unicodedata
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmspell_dist.keys import KeySpace, KeyType, scoped_field
+from llmspell_dist.scope import Scope
+
+pytestmark = pytest.mark.unit
+
+TRICKY = st.text(alphabet="ab:%/{}*?[]\\ _3A\u0300\u0301é\n\u2028一gptl", min_size=1, max_size=8)
+IDS = st.one_of(TRICKY, st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=6))
+KINDS = (Scope.user, Scope.session, Scope.agent, Scope.tool, Scope.workflow, Scope.hook, Scope.custom)
+SCOPES = st.one_of(
+    st.just(Scope.global_()),
+    st.builds(lambda make, text: make(text), st.sampled_from(KINDS), IDS),
+    st.builds(Scope.step, IDS, IDS),
+)
+KEYS = IDS.filter(lambda k: not (set(k) & set("\0\r\n")) and not k.startswith(("__", "$$")))
+NAMESPACES = st.one_of(st.sampled_from(["a", "a:", "a%3A", "{0}"]), IDS).filter(
+    lambda n: len(n.encode()) <= 20
+)
+SHARDS = st.sampled_from([1, 256])
+
+
+def nfc(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
+@settings(max_examples=150, deadline=None)
+@given(SCOPES)
+def test_parsing_a_scope_inverts_printing_it(scope: Scope) -> None:
+    """For any id in any script."""
+    assert Scope.parse(str(scope)) == scope
+    assert repr(Scope.parse(str(scope))) == repr(scope)
+
+
+PLACES = st.tuples(NAMESPACES, SCOPES, KEYS)
+
+
+@settings(max_examples=300, deadline=None)
+@given(PLACES, PLACES, SHARDS)
+def test_different_places_never_reach_the_same_field(
+    one: tuple[str, Scope, str], two: tuple[str, Scope, str], shards: int
+) -> None:
+    """Two places share Redis key and field only if they are the same."""
+
+    def address(place: tuple[str, Scope, str]) -> tuple[bytes, bytes]:
+        namespace, scope, key = place
+        return KeySpace(namespace, shards).scope(scope), scoped_field(scope, key)
+
+    def identity(place: tuple[str, Scope, str]) -> tuple[str, str, str, str | None, str]:
+        namespace, scope, key = place
+        return nfc(namespace), scope.kind.value, scope.id, scope.step_name, nfc(key)
+
+    assert (address(one) == address(two)) == (identity(one) == identity(two))
+
+
+@settings(max_examples=150, deadline=None)
+@given(NAMESPACES, SCOPES, IDS, SHARDS)
+def test_parsing_a_redis_key_inverts_printing_it(
+    namespace: str, scope: Scope, name: str, shards: int
+) -> None:
+    """And no two of a scope's keys are the same."""
+    space = KeySpace(namespace, shards)
+    shard = space.shard(scope)
+    printed = {
+        space.scope(scope): (KeyType.SCOPE, scope, None),
+        space.generation(scope, "9-1"): (KeyType.GENERATION, scope, "9-1"),
+        space.generations(scope): (KeyType.GENERATIONS, scope, None),
+        space.ttl(scope): (KeyType.TTL, scope, None),
+        space.lease(scope, name): (KeyType.LEASE, scope, nfc(name)),
+        space.log(shard): (KeyType.LOG, None, None),
+        space.due(shard): (KeyType.DUE, None, None),
+        space.ctl(shard): (KeyType.CTL, None, None),
+        space.trash(shard): (KeyType.TRASH, None, None),
+        space.ring(shard, "0f"): (KeyType.RING, None, "0f"),
+    }
+    assert len(printed) == 10
+    for key, expected in printed.items():
+        assert space.parse(key) == (nfc(namespace), shard, *expected)
