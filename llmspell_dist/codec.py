@@ -198,7 +198,8 @@ class Codec:
     def decode(self, payload: bytes | memoryview) -> Any:
         """Return the value of `payload`.
 
-        Raises CodecError for bytes that no encode returned, LimitError beyond the limits.
+        Raises CodecError for bytes that no encode returned, LimitError beyond the limits. Arrays
+        and maps of foreign bytes may nest up to the unpacker's own 1,024 levels.
         """
         if type(payload) is not bytes:
             payload = bytes(payload)
@@ -222,7 +223,7 @@ class Codec:
             except KeyError:
                 raise CodecError("$", f"unknown extension type {code}") from None
         level += 1
-        if level >= self.max_depth:
+        if level > self.max_depth:
             raise _TooNestedError
         hook = self._ext_hooks[level]
         if level <= _FLAT_DECODES:

@@ -30,7 +30,7 @@ KEEP: Final = Keep.KEEP
 TTL: TypeAlias = float | timedelta | Literal[Keep.KEEP] | None
 """Seconds or a timedelta; None drops the TTL, KEEP leaves it."""
 
-_MILLISECOND: Final = timedelta(milliseconds=1)
+_MICROSECOND: Final = timedelta(microseconds=1)
 
 
 def ttl_ms(value: TTL) -> int | Literal[Keep.KEEP] | None:
@@ -41,7 +41,7 @@ def ttl_ms(value: TTL) -> int | Literal[Keep.KEEP] | None:
     if value is KEEP or value is None:
         return value
     if isinstance(value, timedelta):
-        ms = -(-value // _MILLISECOND)
+        ms = -(-(value // _MICROSECOND) // 1000)  # -timedelta.max would overflow
     elif type(value) is float:
         if not isfinite(value):
             raise InvalidTTLError("ttl", value, "must be finite")

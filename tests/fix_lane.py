@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from llmspell_dist.records import Kind
-from llmspell_dist.redis.commits import Commit, Condition, Op, ScopeKey, change, load_script
+from llmspell_dist.redis.commits import Commit, Condition, ScopeKey, change
 from llmspell_dist.redis.connection import Endpoint, StaticEndpoint
 from llmspell_dist.redis.lanes import Lanes
 from llmspell_dist.redis.options import LaneOptions
 from llmspell_dist.redis.resp import pack
+from llmspell_dist.redis.scripts import load_script
 from llmspell_dist.scope import Scope
 
 SHARD = b"lane:{0}"

@@ -149,6 +149,7 @@ async def test_thousands_of_cancelled_callers_disturb_nobody(
             return reply, total(await lanes.commit(add(keys[i])))
 
         tasks = []
+        cuts = 0
         for i in range(3000):
             tasks.append(asyncio.create_task(work(i)))
             if i % 40 == 39:
@@ -157,7 +158,7 @@ async def test_thousands_of_cancelled_callers_disturb_nobody(
                 for task in chance.sample(tasks, 20):
                     task.cancel()
             if i % 700 == 699:
-                proxy.reset_peer()
+                cuts += proxy.reset_peer()
         results = await asyncio.gather(*tasks, return_exceptions=True)
         applied = []
         for start in range(0, 3000, 500):
@@ -171,7 +172,7 @@ async def test_thousands_of_cancelled_callers_disturb_nobody(
                 assert result == (b"%d" % i, 1)
                 assert applied[i] == 1
         assert cancelled > 300
-        assert proxy.connections >= 4
+        assert cuts >= 2
 
 
 async def test_a_commit_cancelled_before_it_was_sent_never_happens(server: Server) -> None:
@@ -194,7 +195,7 @@ async def test_callers_with_little_time_leave_early(server: Server, fault_proxy:
             async with asyncio.timeout(0.01):
                 await lanes.submit(echo("hasty"))
         after = lanes.submit(echo("after"))
-        assert await asyncio.gather(patient, after) == [b"patient", b"after"]
+        assert list(await asyncio.gather(patient, after)) == [b"patient", b"after"]
 
 
 # --- servers that are gone, silent or strange -----------------------------------------------------

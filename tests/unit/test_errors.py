@@ -50,7 +50,9 @@ def test_error_survives_pickling_with_all_its_facts(error: SpellError) -> None:
 
 def test_every_error_class_has_a_code_of_its_own() -> None:
     """Codes are unique, and in screaming snake case."""
-    classes = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, SpellError)]
+    classes = [
+        c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, SpellError)
+    ]
     assert len({c.code for c in classes}) == len(classes)
     assert all(c.code == c.code.upper() for c in classes)
     assert set(classes) <= set(error_classes().values())

@@ -13,7 +13,15 @@ pytestmark = pytest.mark.unit
 
 TRICKY = st.text(alphabet="ab:%/{}*?[]\\ _3A\u0300\u0301é\n\u2028一gptl", min_size=1, max_size=8)
 IDS = st.one_of(TRICKY, st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=6))
-KINDS = (Scope.user, Scope.session, Scope.agent, Scope.tool, Scope.workflow, Scope.hook, Scope.custom)
+KINDS = (
+    Scope.user,
+    Scope.session,
+    Scope.agent,
+    Scope.tool,
+    Scope.workflow,
+    Scope.hook,
+    Scope.custom,
+)
 SCOPES = st.one_of(
     st.just(Scope.global_()),
     st.builds(lambda make, text: make(text), st.sampled_from(KINDS), IDS),

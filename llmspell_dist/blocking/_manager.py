@@ -1,0 +1,525 @@
+# Written by tools/make_blocking.py from llmspell_dist/state/manager.py; change that file, not this one.
+"""The state manager: shared state by scope and key, blocking."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import datetime
+from types import TracebackType
+from typing import Any, TypeVar
+
+from llmspell_dist.ack import Ack
+from llmspell_dist.blocking.driver import SyncDriver
+from llmspell_dist.classes import StateClass
+from llmspell_dist.errors import ConflictError, InvalidArgumentError
+from llmspell_dist.redis.retry import Backoff
+from llmspell_dist.revision import Revision
+from llmspell_dist.scope import Scope, ScopeKind
+from llmspell_dist.state.history import History
+from llmspell_dist.state.model import Change, Page, Record, ScopeStat
+from llmspell_dist.state.partial import Partial
+from llmspell_dist.state.reads import Reads
+from llmspell_dist.state.scopes import PAGE_KEYS, Scopes
+from llmspell_dist.state.transactions import TransactionSteps
+from llmspell_dist.state.writes import ANY, Writes, _Any
+from llmspell_dist.ttl import KEEP, TTL
+
+__all__ = ["StateManager", "Transaction"]
+
+T = TypeVar("T")
+
+
+class StateManager:
+    """Shared state that no two workers overwrite by accident.
+
+    Every method takes the scope first, as a `Scope` or as its text (``"agent:alice"``). Values are
+    None, bool, int, float, str, bytes, list, dict, tuple, set, frozenset, aware datetime, date,
+    UUID, Decimal, and dataclasses, msgspec Structs and pydantic models at the top; what goes in
+    comes out equal. Every write is atomic, stands in the change log as one entry, and is carried
+    out at most once whatever happens to the connection.
+
+    Raised everywhere: `InvalidArgumentError` and its children before anything is sent, and
+    `StoreUnavailableError` and its children when the server cannot be reached in time or refuses;
+    `OutcomeUnknownError` when nobody can tell whether a write happened (see `retry`).
+    """
+
+    def __init__(self, driver: SyncDriver) -> None:
+        self._driver = driver
+        core = driver.core
+        self._reads = Reads(core)
+        self._writes = Writes(core, self._reads)
+        self._partial = Partial(core, self._reads)
+        self._scopes = Scopes(core, self._reads)
+        self._history = History(core, self._reads)
+        self._run = driver.run
+
+    # --- one key
+
+    def get(
+        self, scope: str | Scope, key: str, default: Any = None, *, as_type: type | None = None
+    ) -> Any:
+        """Return the value of a key, or `default` if it has none or it has expired.
+
+        With `as_type` (a dataclass, msgspec Struct or pydantic model) the value comes as that.
+        Raises `CorruptRecordError` for a record that cannot be read.
+        """
+        return self._run(self._reads.get(scope, key, default, as_type))
+
+    def get_record(
+        self, scope: str | Scope, key: str, *, as_type: type | None = None
+    ) -> Record | None:
+        """Return the value of a key with revision, times, class and schema version, or None."""
+        return self._run(self._reads.get_record(scope, key, as_type))
+
+    def set(
+        self,
+        scope: str | Scope,
+        key: str,
+        value: Any,
+        *,
+        ttl: TTL = KEEP,
+        state_class: StateClass | None = None,
+        schema_version: int = 1,
+        ack: Ack | None = None,
+    ) -> Revision:
+        """Set a key and return the revision of the commit.
+
+        `ttl`: seconds or a timedelta; None removes an expiry; by default an expiry that the key
+        has is kept. `ack`: what to wait for; if the level is not reached in time,
+        `AckNotReachedError` says so, and the write has happened all the same.
+        """
+        return self._run(self._writes.set(scope, key, value, ttl, state_class, schema_version, ack))
+
+    def set_if_absent(
+        self,
+        scope: str | Scope,
+        key: str,
+        value: Any,
+        *,
+        ttl: TTL = KEEP,
+        state_class: StateClass | None = None,
+        schema_version: int = 1,
+        ack: Ack | None = None,
+    ) -> Revision | None:
+        """Set a key that has no value; None if it has one. Of many callers exactly one wins."""
+        return self._run(
+            self._writes.set_if_absent(scope, key, value, ttl, state_class, schema_version, ack)
+        )
+
+    def compare_and_set(
+        self,
+        scope: str | Scope,
+        key: str,
+        value: Any,
+        *,
+        expected: Revision | None,
+        ttl: TTL = KEEP,
+        state_class: StateClass | None = None,
+        schema_version: int = 1,
+        ack: Ack | None = None,
+    ) -> Revision:
+        """Set a key only if nobody changed it since: it is at `expected`, or (None) still absent.
+
+        Otherwise nothing is changed and `ConflictError` says which revision it is at. Revisions
+        never repeat, so a key that was deleted and set again is noticed too (no ABA).
+        """
+        return self._run(
+            self._writes.compare_and_set(
+                scope, key, value, expected, ttl, state_class, schema_version, ack
+            )
+        )
+
+    def delete(
+        self,
+        scope: str | Scope,
+        key: str,
+        *,
+        expected: Revision | None | _Any = ANY,
+        ack: Ack | None = None,
+    ) -> bool:
+        """Remove a key; return whether it was there. With `expected` only at that revision."""
+        return self._run(self._writes.delete(scope, key, expected, ack))
+
+    def exists(self, scope: str | Scope, key: str) -> bool:
+        """Return whether a key has a value that has not expired."""
+        return self._run(self._reads.exists(scope, key))
+
+    def increment(
+        self,
+        scope: str | Scope,
+        key: str,
+        by: float = 1,
+        *,
+        ttl: TTL = KEEP,
+        state_class: StateClass | None = None,
+        ack: Ack | None = None,
+    ) -> int | float:
+        """Add to a number on the server and return the sum; a missing key counts as 0.
+
+        Integers are exact within 64 bits, beyond them `NumberOverflowError`; floats are doubles.
+        A key that holds something else is a `WrongKindError`.
+        """
+        return self._run(self._writes.increment(scope, key, by, ttl, state_class, ack))
+
+    def append(
+        self,
+        scope: str | Scope,
+        key: str,
+        *items: Any,
+        ttl: TTL = KEEP,
+        state_class: StateClass | None = None,
+    ) -> int:
+        """Add elements to the end of a list and return its new length.
+
+        Only the new elements travel: it costs the same at 10 and at 100,000. A missing key begins
+        an empty list; a list that was `set` is converted once; anything else is a
+        `WrongKindError`.
+        """
+        return self._run(self._partial.append(scope, key, items, ttl, state_class))
+
+    def merge(
+        self,
+        scope: str | Scope,
+        key: str,
+        mapping: Mapping[Any, Any],
+        *,
+        remove: Iterable[Any] = (),
+        ttl: TTL = KEEP,
+        state_class: StateClass | None = None,
+    ) -> int:
+        """Set some fields of a dict, remove others, and return how many it has then.
+
+        Shallow: a field is replaced as a whole. Only the fields named travel. A missing key begins
+        an empty dict; a dict that was `set` is converted once; anything else is a
+        `WrongKindError`.
+        """
+        return self._run(self._partial.merge(scope, key, mapping, remove, ttl, state_class))
+
+    def get_slice(
+        self, scope: str | Scope, key: str, start: int = 0, stop: int | None = None
+    ) -> list[Any]:
+        """Return some elements of a list, as ``value[start:stop]``, without reading the others."""
+        return self._run(self._reads.get_slice(scope, key, start, stop))
+
+    def update(
+        self,
+        scope: str | Scope,
+        key: str,
+        function: Callable[[Any], Any],
+        *,
+        default: Any = None,
+        attempts: int = 16,
+        ttl: TTL = KEEP,
+        ack: Ack | None = None,
+    ) -> Any:
+        """Replace a value by what `function` makes of it, and return that; no update is lost.
+
+        Optimistic: if another was faster, the new value is read and `function` called again, after
+        a jittered pause, at most `attempts` times; then `UpdateConflictError`. So it may run more
+        than once. `default` is what it gets for a missing key. Class and schema version are kept.
+        """
+        return self._run(self._writes.update(scope, key, function, default, attempts, ttl, ack))
+
+    def expire(self, scope: str | Scope, key: str, ttl: TTL) -> bool:
+        """Let a key end after `ttl`; return whether it is there."""
+        return self._run(self._writes.expire(scope, key, ttl))
+
+    def persist(self, scope: str | Scope, key: str) -> bool:
+        """Let a key stay; return whether it had an expiry."""
+        return self._run(self._writes.persist(scope, key))
+
+    # --- many keys
+
+    def get_many(
+        self, scope: str | Scope, keys: Iterable[str], *, as_type: type | None = None
+    ) -> dict[str, Any]:
+        """Return the values of those of up to 1,000 keys that have one, in one round trip."""
+        return self._run(self._reads.get_many(scope, keys, as_type))
+
+    def set_many(
+        self,
+        scope: str | Scope,
+        mapping: Mapping[str, Any],
+        *,
+        ttl: TTL = KEEP,
+        state_class: StateClass | None = None,
+        schema_version: int = 1,
+        ack: Ack | None = None,
+    ) -> Revision:
+        """Set up to 1,000 keys, all or none, as one commit with one revision."""
+        return self._run(
+            self._writes.set_many(scope, mapping, ttl, state_class, schema_version, ack)
+        )
+
+    def delete_many(
+        self, scope: str | Scope, keys: Iterable[str], *, ack: Ack | None = None
+    ) -> int:
+        """Remove up to 1,000 keys as one commit; return how many were there."""
+        return self._run(self._writes.delete_many(scope, keys, ack))
+
+    def get_all(self, scope: str | Scope) -> dict[str, Any]:
+        """Return everything in a scope as of one moment.
+
+        At most 1,000 keys and 1 MiB; a larger scope is a `LimitError`: use `items` for it.
+        """
+        return self._run(self._reads.get_all(scope))
+
+    # --- listing
+
+    def keys_page(
+        self,
+        scope: str | Scope,
+        *,
+        cursor: str | None = None,
+        limit: int = PAGE_KEYS,
+        prefix: str | None = None,
+        match: str | None = None,
+    ) -> Page[str]:
+        """Return some keys, and the cursor of the next page (None: that was the last).
+
+        About `limit` keys are looked at, so a page of a filtered list can be short or empty. Keys
+        that are there all the time come at least once; the order is none.
+        """
+        return self._run(self._scopes.keys_page(scope, cursor, limit, prefix, match))
+
+    def items_page(
+        self,
+        scope: str | Scope,
+        *,
+        cursor: str | None = None,
+        limit: int = PAGE_KEYS,
+        prefix: str | None = None,
+        match: str | None = None,
+    ) -> Page[tuple[str, Any]]:
+        """Return some keys with their values, and the cursor of the next page."""
+        return self._run(self._scopes.items_page(scope, cursor, limit, prefix, match))
+
+    def keys(
+        self, scope: str | Scope, *, prefix: str | None = None, match: str | None = None
+    ) -> Iterator[str]:
+        """Iterate over the keys of a scope, in constant memory.
+
+        `prefix` is taken literally, `match` is a glob (``*``, ``?``, ``[a-z]``). This is no
+        snapshot: a key that is set or deleted meanwhile may or may not come, and one may come twice.
+        """
+        cursor = None
+        while True:
+            page = self.keys_page(scope, cursor=cursor, prefix=prefix, match=match)
+            for key in page.items:
+                yield key
+            cursor = page.cursor
+            if cursor is None:
+                return
+
+    def items(
+        self, scope: str | Scope, *, prefix: str | None = None, match: str | None = None
+    ) -> Iterator[tuple[str, Any]]:
+        """Iterate over the keys and values of a scope, in constant memory; no snapshot (`keys`)."""
+        cursor = None
+        while True:
+            page = self.items_page(scope, cursor=cursor, prefix=prefix, match=match)
+            for item in page.items:
+                yield item
+            cursor = page.cursor
+            if cursor is None:
+                return
+
+    def count(self, scope: str | Scope) -> int:
+        """Return how many keys a scope has, in constant time."""
+        return self._run(self._reads.count(scope))
+
+    def stat(self, scope: str | Scope) -> ScopeStat:
+        """Return how much lies in a scope, and its last revision."""
+        return self._run(self._reads.stat(scope))
+
+    def scopes(
+        self, *, kind: ScopeKind | str | None = None, prefix: str | None = None
+    ) -> Iterator[Scope]:
+        """Iterate over the scopes that have keys, in constant memory; no snapshot (`keys`).
+
+        `kind` is one of the nine; `prefix` one of the printed scope (``"agent:team-"``).
+        """
+        for shard in self._driver.core.shards():
+            cursor = None
+            while True:
+                page = self._run(self._scopes.scopes_page(shard, cursor, PAGE_KEYS, kind, prefix))
+                for scope in page.items:
+                    yield scope
+                cursor = page.cursor
+                if cursor is None:
+                    break
+
+    # --- whole scopes
+
+    def clear(self, scope: str | Scope) -> int:
+        """Remove every key of a scope in one step, however many; return how many there were."""
+        return self._run(self._scopes.clear(scope))
+
+    def copy_scope(self, source: str | Scope, target: str | Scope) -> int:
+        """Copy every key of a scope to another, over what is there; return how many.
+
+        Up to 400 keys it is one commit as of one moment. A larger scope is copied in batches, each
+        atomic: call it again after an interruption. Both must lie in one shard, else
+        `CrossShardError`.
+        """
+        return self._run(self._scopes.transfer(source, target, False))
+
+    def move_scope(self, source: str | Scope, target: str | Scope) -> int:
+        """Move every key of a scope to another, over what is there; return how many.
+
+        As `copy_scope`; in a large move every key is in exactly one of the two at any time.
+        """
+        return self._run(self._scopes.transfer(source, target, True))
+
+    # --- the past
+
+    def history(self, scope: str | Scope, key: str, *, limit: int = 100) -> list[Change]:
+        """Return the last changes of a key, newest first: who changed what, when.
+
+        It ends where the log was trimmed.
+        """
+        return self._run(self._history.history(scope, key, limit))
+
+    def get_at(
+        self, scope: str | Scope, key: str, at: Revision | datetime, default: Any = None
+    ) -> Any:
+        """Return the value that a key had at a revision or (server) time.
+
+        `HistoryUnavailableError` if the log no longer reaches back that far, or the class keeps
+        values out of it.
+        """
+        return self._run(self._history.get_at(scope, key, at, default))
+
+    # --- transactions
+
+    def transaction(self, *, ack: Ack | None = None) -> Transaction:
+        """Begin a transaction: ``with state.transaction() as tx``.
+
+        At the end of the block everything is committed at once, or `ConflictError` says what had
+        changed since it was read and nothing is. An exception in the block discards it.
+        """
+        steps = TransactionSteps(self._driver.core, self._reads, self._writes, self._partial)
+        steps.ack = ack
+        return Transaction(self._driver, steps)
+
+    def run_transaction(
+        self,
+        function: Callable[[Transaction], T],
+        *,
+        attempts: int = 16,
+        ack: Ack | None = None,
+    ) -> T:
+        """Run `function(tx)` and commit, again from the start if what it read had changed.
+
+        After `attempts` the last `ConflictError` is raised. The function may run more than once.
+        """
+        if type(attempts) is not int or attempts < 1:
+            raise InvalidArgumentError("attempts", attempts, "must be an int of at least 1")
+        backoff = Backoff(first_s=0.002, max_s=0.25)
+        while True:
+            try:
+                with self.transaction(ack=ack) as transaction:
+                    result = function(transaction)
+            except ConflictError:
+                if backoff.failures + 1 >= attempts:
+                    raise
+                self._driver.pause(backoff.next_s())
+            else:
+                return result
+
+    def retry(self, operation: Any) -> Revision | None:
+        """Settle an unknown outcome: carry the operation out now, unless it was before.
+
+        `operation` is that of an `OutcomeUnknownError`. Returns the revision of its commit.
+        """
+        return self._driver.settle(operation)
+
+
+class Transaction:
+    """Reads that must still hold, and writes that happen together; see `StateManager.transaction`."""
+
+    def __init__(self, driver: SyncDriver, steps: TransactionSteps) -> None:
+        self._driver = driver
+        self._steps = steps
+
+    @property
+    def revision(self) -> Revision | None:
+        """The revision of the commit, once it happened; None if nothing was written."""
+        return self._steps.revision
+
+    def get(
+        self, scope: str | Scope, key: str, default: Any = None, *, as_type: type | None = None
+    ) -> Any:
+        """Return the value of a key, with this transaction's own changes; it must not change."""
+        return self._driver.run(self._steps.get(scope, key, default, as_type))
+
+    def get_many(self, scope: str | Scope, keys: Iterable[str]) -> dict[str, Any]:
+        """Return the values of those of the keys that have one; none of them must change."""
+        return self._driver.run(self._steps.get_many(scope, keys))
+
+    def set(
+        self,
+        scope: str | Scope,
+        key: str,
+        value: Any,
+        *,
+        ttl: TTL = KEEP,
+        state_class: StateClass | None = None,
+        schema_version: int = 1,
+    ) -> None:
+        """Set a key at the commit; a value that cannot be stored raises here."""
+        self._steps.set(scope, key, value, ttl, state_class, schema_version)
+
+    def set_if_absent(
+        self,
+        scope: str | Scope,
+        key: str,
+        value: Any,
+        *,
+        ttl: TTL = KEEP,
+        state_class: StateClass | None = None,
+    ) -> None:
+        """Set a key at the commit, which fails if the key has a value by then."""
+        self._steps.set_if_absent(scope, key, value, ttl, state_class)
+
+    def delete(self, scope: str | Scope, key: str) -> None:
+        """Remove a key at the commit."""
+        self._steps.delete(scope, key)
+
+    def increment(self, scope: str | Scope, key: str, by: float = 1, *, ttl: TTL = KEEP) -> None:
+        """Add to a number at the commit, without reading it: it cannot conflict."""
+        self._steps.increment(scope, key, by, ttl)
+
+    def append(self, scope: str | Scope, key: str, *items: Any, ttl: TTL = KEEP) -> None:
+        """Add elements to a list at the commit, without reading it."""
+        self._steps.append(scope, key, items, ttl)
+
+    def merge(
+        self,
+        scope: str | Scope,
+        key: str,
+        mapping: Mapping[Any, Any],
+        *,
+        remove: Iterable[Any] = (),
+        ttl: TTL = KEEP,
+    ) -> None:
+        """Set and remove fields of a dict at the commit, without reading it."""
+        self._steps.merge(scope, key, mapping, tuple(remove), ttl)
+
+    def expire(self, scope: str | Scope, key: str, ttl: TTL) -> None:
+        """Let a key end after `ttl` from the commit on; None lets it stay."""
+        self._steps.expire(scope, key, ttl)
+
+    def __enter__(self) -> Transaction:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self._driver.run(self._steps.commit())
+        else:
+            self._steps.closed = True

@@ -1,0 +1,95 @@
+"""Writes the blocking surface from the asynchronous one, so that nobody keeps two by hand.
+
+``python tools/make_blocking.py`` rewrites ``llmspell_dist/blocking/_*.py``; with ``--check`` it
+only says whether they are up to date (the tests and the lint environment ask that).
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = {
+    "llmspell_dist/state/manager.py": "llmspell_dist/blocking/_manager.py",
+    "llmspell_dist/log.py": "llmspell_dist/blocking/_log.py",
+}
+NOTICE = "# Written by tools/make_blocking.py from {source}; change that file, not this one.\n"
+
+RULES = [
+    (r"\basync (def|for|with)\b", r"\1"),
+    (r"\bawait ", ""),
+    (r"\bAsyncIterator\b", "Iterator"),
+    (r"\bAwaitable\[T\]", "T"),
+    (r"AsyncIterator, Awaitable, Callable, Iterable, Mapping", "Callable, Iterable, Iterator, Mapping"),
+    (r"Iterator, Awaitable, Callable, Iterable, Mapping", "Callable, Iterable, Iterator, Mapping"),
+    (r"\b__aenter__\b", "__enter__"),
+    (r"\b__aexit__\b", "__exit__"),
+    (r"llmspell_dist\.state\.driver import AsyncDriver", "llmspell_dist.blocking.driver import SyncDriver"),
+    (r"\bAsyncDriver\b", "SyncDriver"),
+    (r"shared state by scope and key, asynchronous", "shared state by scope and key, blocking"),
+]
+"""What differs between the two: the words that make a coroutine, and who carries the steps out."""
+
+
+
+def translated(source: str, text: str) -> str:
+    """The blocking twin of a module."""
+    if source == "llmspell_dist/log.py":
+        text = _only_the_shell(text)
+    for pattern, replacement in RULES:
+        text = re.sub(pattern, replacement, text)
+    return NOTICE.format(source=source) + text
+
+
+def _only_the_shell(text: str) -> str:
+    """The class with the coroutines; the steps beside it serve both."""
+    shell = text[text.index("class ChangeLog:") :]
+    shell = shell[: shell.index("\n\ndef ")]
+    return (
+        '"""The change log, blocking."""\n\n'
+        "from __future__ import annotations\n\n"
+        "from typing import TYPE_CHECKING\n\n"
+        "from llmspell_dist.log import LogStat, LogSteps\n\n"
+        "if TYPE_CHECKING:\n"
+        "    from llmspell_dist.changes import LogEntry\n"
+        "    from llmspell_dist.retention import Retention\n"
+        "    from llmspell_dist.revision import Revision\n"
+        "    from llmspell_dist.state.driver import AsyncDriver\n\n"
+        '__all__ = ["ChangeLog"]\n\n\n' + shell + "\n"
+    )
+
+
+def formatted(text: str, name: str) -> str:
+    """As ``ruff format`` leaves it, imports in order."""
+    for arguments in (["check", "--select", "I,F401", "--fix-only", "--quiet"], ["format", "--quiet"]):
+        command = [sys.executable, "-m", "ruff", *arguments, "--stdin-filename", name, "-"]
+        done = subprocess.run(  # noqa: S603 - our own interpreter
+            command, input=text, capture_output=True, text=True, check=True, cwd=ROOT
+        )
+        text = done.stdout
+    return text
+
+
+def main() -> int:
+    """Write the modules, or compare them."""
+    stale = []
+    for source, target in SOURCES.items():
+        text = translated(source, (ROOT / source).read_text(encoding="utf-8"))
+        text = formatted(text, target)
+        path = ROOT / target
+        if path.is_file() and path.read_text(encoding="utf-8") == text:
+            continue
+        if "--check" in sys.argv:
+            stale.append(target)
+        else:
+            path.write_text(text, encoding="utf-8")
+    if stale:
+        print(f"out of date, run tools/make_blocking.py: {', '.join(stale)}")
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
