@@ -74,7 +74,7 @@ async def reading_arms(stack: AsyncExitStack, bench: Bench, values: Values) -> l
     plain = await stack.enter_async_context(open_redis_py(bench.server))
 
     def hget(worker: int, turn: int) -> Awaitable[object]:
-        return plain.hget(HASHES[worker], FIELDS[turn % KEYS])  # type: ignore[return-value]
+        return plain.hget(HASHES[worker], FIELDS[turn % KEYS])
 
     async def pipelined(count: int) -> None:
         for turn in range(count // WORKERS):
@@ -100,13 +100,13 @@ async def writing_arms(stack: AsyncExitStack, bench: Bench, values: Values) -> l
     data = values.bytes
 
     def hset(worker: int, turn: int) -> Awaitable[object]:
-        return plain.hset(HASHES[worker], FIELDS[turn % KEYS], data[turn % VARIANTS])  # type: ignore[return-value,arg-type]
+        return plain.hset(HASHES[worker], FIELDS[turn % KEYS], data[turn % VARIANTS])
 
     async def pipelined(count: int) -> None:
         for turn in range(count // WORKERS):
             async with plain.pipeline(transaction=False) as pipe:
                 for worker in range(WORKERS):
-                    pipe.hset(HASHES[worker], FIELDS[turn % KEYS], data[turn % VARIANTS])  # type: ignore[arg-type]
+                    pipe.hset(HASHES[worker], FIELDS[turn % KEYS], data[turn % VARIANTS])
                 await pipe.execute()
 
     arms = [_fifty(REDIS_PY, hset), Arm(PIPELINED, pipelined, step=WORKERS)]

@@ -130,5 +130,10 @@ def assemble(url: str | None, options: Options) -> Assembly:
         max_in_flight=options.max_in_flight,
     )
     return Assembly(
-        options, resolved.resolver, lane_options, core, getattr(options, "housekeeping", True), resolved.release
+        options,
+        resolved.resolver,
+        lane_options,
+        core,
+        getattr(options, "housekeeping", True),
+        resolved.release,
     )

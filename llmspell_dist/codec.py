@@ -68,6 +68,7 @@ _timestamp: Final = re.compile(
 _NESTING_HEADERS: Final = bytes([*range(0x80, 0xA0), *range(0xDC, 0xE0)])
 _ODD_HEADERS: Final = bytes([*range(0xC4, 0xCA), *range(0xD4, 0xD9)])
 _NO_HEADERS: Final = bytes(set(range(256)) - set(_NESTING_HEADERS) - set(_ODD_HEADERS))
+_HEADER_SIZES: Final = {0xD9: 2, 0xDA: 3, 0xDB: 5, 0xDC: 3, 0xDD: 5, 0xDE: 3, 0xDF: 5}
 _SMALL: Final = 2048
 _UNPACKER_STACK: Final = 1024
 
@@ -82,7 +83,15 @@ class Codec:
     `max_bytes` counts the encoded value, `max_depth` the containers around the innermost part.
     """
 
-    __slots__ = ("_ext_hook", "_ext_hooks", "_pools", "max_bytes", "max_depth")
+    __slots__ = (
+        "_ext_hook",
+        "_ext_hooks",
+        "_fill",
+        "_pools",
+        "_skippers",
+        "max_bytes",
+        "max_depth",
+    )
 
     def __init__(
         self, max_bytes: int = DEFAULT_MAX_BYTES, max_depth: int = DEFAULT_MAX_DEPTH
@@ -99,6 +108,8 @@ class Codec:
         # each call takes one out of its level's pool.
         self._pools: list[list[Callable[[Any], bytes]]] = [[] for _ in range(max_depth + 1)]
         self._ext_hooks = [partial(self._unpack_ext, level) for level in range(max_depth + 1)]
+        self._skippers: list[Any] = []
+        self._fill = b"\x91" * (_UNPACKER_STACK - max_depth)
         self._ext_hook = self._ext_hooks[0]
 
     def __repr__(self) -> str:
@@ -117,7 +128,10 @@ class Codec:
         """
         pool = self._pools[0]
         try:
-            pack = pool.pop() if pool else self._packer(0)
+            try:
+                pack = pool.pop()  # asked for, not looked up first: another thread may be quicker
+            except IndexError:
+                pack = self._packer(0)
             packed = pack(value)
         except Exception:  # noqa: BLE001 - whatever it was, the walk finds the reason
             self._refuse(value)
@@ -140,18 +154,32 @@ class Codec:
         if size <= _SMALL:
             headers = packed.translate(None, _NO_HEADERS)
             return len(headers) <= self.max_depth and not headers.strip(_NESTING_HEADERS)
+        # The outermost header is looked at alone: its length may hold any byte.
+        if packed[0] in _ODD_HEADERS:
+            return False
+        start = _HEADER_SIZES.get(packed[0], 1)
         for byte in _ODD_HEADERS:
-            if byte in packed:
+            if packed.find(byte, start) >= 0:
                 return False
         # The unpacker's stack has 1,024 places. Fill all but `max_depth` of them, then skip.
-        unpacker = Unpacker(max_buffer_size=size + _UNPACKER_STACK)
-        unpacker.feed(b"\x91" * (_UNPACKER_STACK - self.max_depth))
-        unpacker.feed(packed)
+        pool = self._skippers
         try:
-            unpacker.skip()
+            skipper = pool.pop()
+        except IndexError:
+            skipper = self._skipper()
+        try:
+            skipper.feed(self._fill)
+            skipper.feed(packed)
+            skipper.skip()
         except Exception:  # noqa: BLE001 - too deep; the walk will tell
             return False
+        if size <= _KEEP_PACKER_BYTES and len(pool) < _POOL_LIMIT:
+            pool.append(skipper)
         return True
+
+    def _skipper(self) -> Any:
+        # By default an unpacker allocates 1 MiB.
+        return Unpacker(read_size=1 << 16, max_buffer_size=self.max_bytes + 2 * _UNPACKER_STACK)
 
     def _is_sound(self, value: Any) -> bool:
         if type(value) in CONTAINER_TYPES:
@@ -176,7 +204,10 @@ class Codec:
         if level > self.max_depth:
             raise _TooNestedError
         pool = self._pools[level]
-        pack = pool.pop() if pool else self._packer(level)
+        try:
+            pack = pool.pop()
+        except IndexError:
+            pack = self._packer(level)
         if code == TUPLE:
             payload = pack(list(value))
         else:

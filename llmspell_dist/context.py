@@ -99,5 +99,3 @@ def context(
         yield inner
     finally:
         _current.reset(token)
-
-

@@ -71,7 +71,11 @@ class LogSteps:
             Command(pack(b"XREVRANGE", log, "+", "-", b"COUNT", 1), "XREVRANGE", bulk=True),
             Command(pack(b"HGETALL", keyspace.ctl(shard)), "HGETALL"),
         ]
-        settings = fields if isinstance(fields, dict) else dict(zip(fields[::2], fields[1::2], strict=True))
+        settings = (
+            fields
+            if isinstance(fields, dict)
+            else dict(zip(fields[::2], fields[1::2], strict=True))
+        )
         return LogStat(
             shard,
             length,
@@ -152,7 +156,12 @@ class ChangeLog:
 
 
 def _hold_name(name: str) -> bytes:
-    if not isinstance(name, str) or not 0 < len(name) <= 64 or not name.isascii() or not name.isprintable():
+    if (
+        not isinstance(name, str)
+        or not 0 < len(name) <= 64
+        or not name.isascii()
+        or not name.isprintable()
+    ):
         rule = "must be 1 to 64 printable ASCII characters"
         raise InvalidArgumentError("name", name, rule)
     return name.encode()

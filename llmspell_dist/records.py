@@ -78,7 +78,9 @@ def unpack_record(raw: bytes, scope: str, key: str) -> StoredRecord:
     try:
         version, kind_class, flags, schema, high, low, seq = _HEAD.unpack_from(raw)
         if version != FORMAT:
-            raise UnsupportedFormatError(scope, key, f"record format {version}, this reads {FORMAT}")
+            raise UnsupportedFormatError(
+                scope, key, f"record format {version}, this reads {FORMAT}"
+            )
         ms = (high << 32) | low
         created, expires, start = ms, 0, MIN_HEADER
         if optional := flags & 3:
@@ -143,10 +145,9 @@ def unpack_head(payload: bytes, scope: str, key: str) -> Head:
 
 def pack_head(head: Head) -> bytes:
     """Write the head of a list, map or blob."""
-    return (
-        _COMPOSITE.pack(head.count, head.size >> 32, head.size & 0xFFFFFFFF)
-        + head.generation.encode("ascii")
-    )
+    return _COMPOSITE.pack(
+        head.count, head.size >> 32, head.size & 0xFFFFFFFF
+    ) + head.generation.encode("ascii")
 
 
 class ScopeMeta(NamedTuple):

@@ -16,192 +16,274 @@
 --
 -- Order within an item: operation id, conditions, types and limits of everything to be written, log entry, data.
 -- Nothing that follows the log entry can be refused by the server: it was either read before, or is exempt.
---- @include "lib/op_set"
---- @include "lib/plan"
-local COPIED, RING_SLOTS, RING_EXPIRY_MS = 10, 1024, 3600000
+--
+-- The whole runs for every write of every client, and a server defines a script's functions anew in each call (about
+-- as long as an HSET for twenty of them). So what a plain set needs stands in line here, and everything else is
+-- defined by `rest()` when the first item asks for it.
+local byte, char, sub, floor, format = string.byte, string.char, string.sub, math.floor, string.format
+local call = redis.call
+local NONE10, NONE6 = '\0\0\0\0\0\0\0\0\0\0', '\0\0\0\0\0\0'
+local SET, COMPOSITE, BULK, EPHEMERAL = 1, 48, 2, 3
 
--- Set aside, because defining functions costs time in every call, and most calls only set.
-local function other_operations()
-  --- @include "lib/op_delete"
-  --- @include "lib/op_ttl"
-  --- @include "lib/op_increment"
-  --- @include "lib/op_append"
-  --- @include "lib/op_merge"
-  --- @include "lib/op_adopt"
-  --- @include "lib/op_clear"
-  --- @include "lib/op_copy"
-  return {
-    [DELETE] = op_delete, [TTL] = op_ttl, [COUNTED] = op_increment, [APPENDED] = op_append,
-    [MERGED] = op_merge, [ADOPTED] = op_adopt, [CLEARED] = op_clear, [COPIED] = op_copy,
-  }
-end
-local operations
-
-local function refused(code, old, change)
-  local kind_class = old and byte(old, 2) or 0
-  return format('%s change=%d kind=%d class=%d revision=%s', code, change, floor(kind_class / 16), kind_class % 16,
-    show_revision(old and sub(old, 6, 15) or NONE10))
-end
-
-local log, due, ring = KEYS[1], KEYS[2], KEYS[3]
-local trash = sub(log, 1, -4) .. 'trash'
-local client = sub(ARGV[1], 1, 8)
-local item_count, renew_ring = u16(ARGV[1], 9), byte(ARGV[1], 11)
+local log, due, ring, group = KEYS[1], KEYS[2], KEYS[3], ARGV[1]
+local scope_count = #KEYS - 3
+local scopes, wanted, before = {}, {}, {}
+local rest
 
 -- Pass 1: which records are needed. Each scope is read once.
-local scopes = {}
-for i = 4, #KEYS do
-  scopes[i - 4] = open_scope(KEYS[i], ARGV[i - 2])
+for i = 1, scope_count do
+  scopes[i] = {
+    key = KEYS[i + 3], text = ARGV[i + 1], recs = {}, writes = {}, rev = NONE10, count = 0, size = 0, tail = false,
+  }
+  wanted[i] = { '$$' }
 end
-local first_item = #KEYS - 1
-local slots, at = {}, first_item
+local slots, at = {}, scope_count + 2
+local high, low = byte(group, 9, 10)
+local item_count = high * 256 + low
 for n = 1, item_count do
-  local head = ARGV[at]
-  slots[n] = u48(head, 6) % RING_SLOTS
-  local conditions, changes = u16(head, 2), u16(head, 4)
+  local _, c1, c2, g1, g2, _, _, _, _, s5, s6 = byte(ARGV[at], 1, 11)
+  slots[n] = s5 % 4 * 256 + s6 -- sequence modulo 1,024
   at = at + 2
-  for _ = 1, conditions do
-    want(scopes[u16(ARGV[at], 12)], ARGV[at + 1])
+  for _ = 1, c1 * 256 + c2 do
+    local a, b = byte(ARGV[at], 12, 13)
+    local i, key = a * 256 + b + 1, ARGV[at + 1]
+    if scopes[i].recs[key] == nil then
+      scopes[i].recs[key] = false
+      wanted[i][#wanted[i] + 1] = key
+    end
     at = at + 2
   end
-  for _ = 1, changes do
-    local change, key = ARGV[at], ARGV[at + 1]
-    want(scopes[u16(change, 19)], key)
-    if byte(change, 1) == COPIED then
-      want(scopes[u16(ARGV[at + 2], 1)], key)
+  for _ = 1, g1 * 256 + g2 do
+    local a, b = byte(ARGV[at], 19, 20)
+    local i, key = a * 256 + b + 1, ARGV[at + 1]
+    if scopes[i].recs[key] == nil then
+      scopes[i].recs[key] = false
+      wanted[i][#wanted[i] + 1] = key
+    end
+    if byte(ARGV[at], 1) == 10 then -- copy: the key of the source scope too
+      a, b = byte(ARGV[at + 2], 1, 2)
+      i = a * 256 + b + 1
+      if scopes[i].recs[key] == nil then
+        scopes[i].recs[key] = false
+        wanted[i][#wanted[i] + 1] = key
+      end
     end
     at = at + 3
   end
 end
-local seen = redis.call('HMGET', ring, unpack(slots))
-for i = 0, #KEYS - 4 do
-  fetch_scope(scopes[i])
+
+local seen = call('HMGET', ring, unpack(slots))
+for i = 1, scope_count do
+  local s, fields = scopes[i], wanted[i]
+  local recs = s.recs
+  for first = 1, #fields, 1000 do
+    local got = call('HMGET', s.key, unpack(fields, first, math.min(first + 999, #fields)))
+    for j = 1, #got do
+      recs[fields[first + j - 1]] = got[j]
+    end
+  end
+  local meta = recs['$$']
+  if meta and (#meta < 32 or byte(meta, 1) ~= 1) then
+    for key in pairs(recs) do
+      recs[key] = '' -- of a scope whose own record is damaged, every one counts as damaged
+    end
+  elseif meta then
+    local a, b, c, d, e, f, g, h, k, l = byte(meta, 12, 21)
+    s.rev, s.tail = sub(meta, 2, 11), sub(meta, 22)
+    s.count = ((a * 256 + b) * 256 + c) * 256 + d
+    s.size = ((((e * 256 + f) * 256 + g) * 256 + h) * 256 + k) * 256 + l
+  else
+    s.new, s.tail = true, '\0\0\0\0\0\0\0\0\0\0\0'
+  end
+  before[i] = s.rev
 end
 
--- The outcome that an earlier arrival of the same operation had, or why it cannot be told; nil: not seen.
-local function earlier_outcome(stored, head)
-  if stored then
-    local sequence, given = u48(stored, 1), u48(head, 6)
-    if sequence == given then
-      if sub(stored, 7, 14) ~= sub(head, 12, 19) then
-        return 'REUSED'
-      end
-      return sub(stored, 15)
-    elseif sequence > given then
-      return 'UNKNOWN'
-    end
-  end
-  -- flags: 1 a retry, 2 this client's ring must exist
-  if byte(head, 1) % 4 == 3 and redis.call('EXISTS', ring) == 0 then
-    return 'UNKNOWN'
-  end
-  return nil
-end
-
--- Conditions: 1 the revision is this, 2 absent, 3 present, 4 the scope's revision is this.
-local function holds(mode, s, key, expected)
-  if mode == 4 then
-    return s.rev == expected, s.rev
-  end
-  local r = live(s, key)
-  if mode == 2 then
-    return not r, r and sub(r, 6, 15) or NONE10
-  elseif mode == 3 then
-    return r, NONE10
-  end
-  local actual = r and sub(r, 6, 15) or NONE10
-  return actual == expected, actual
-end
-
-local function carry_out(head, from)
-  local conditions, changes = u16(head, 2), u16(head, 4)
-  local pos, conflicts = from + 2, nil
-  for i = 1, conditions do
-    local condition = ARGV[pos]
-    local ok, actual = holds(byte(condition, 1), scopes[u16(condition, 12)], ARGV[pos + 1], sub(condition, 2, 11))
-    if not ok then
-      conflicts = (conflicts or 'CONFLICT') .. format(' %d=', i - 1) .. show_revision(actual)
-    end
-    pos = pos + 2
-  end
-  if conflicts then
-    return conflicts, pos + changes * 3
-  end
-  local after = pos + changes * 3
-  local plans, results = {}, ''
-  for i = 1, changes do
-    local change, key = ARGV[pos], ARGV[pos + 1]
-    local s = scopes[u16(change, 19)]
-    local old, gone, problem = live(s, key)
-    local p
-    if not problem then
-      local op = byte(change, 1)
-      if op == SET then
-        p = op_set(s, change, key, ARGV[pos + 2], old, gone)
-      else
-        operations = operations or other_operations()
-        p, problem = operations[op](s, change, key, ARGV[pos + 2], old, gone, scopes)
-      end
-    end
-    if problem then
-      return refused(problem, old, i - 1), after
-    end
-    if p.result then
-      results = results .. ' ' .. p.result
-    end
-    if p.apply then
-      p.trash = trash
-      plans[#plans + 1] = p
-      if p.also then
-        plans[#plans + 1] = p.also
-      end
-    end
-    pos = pos + 3
-  end
-  if #plans == 0 then
-    return '-' .. results, after
-  end
-  local freeing = floor(byte(head, 1) / 8) % 2 == 1
-  local id, said = commit_plans(plans, log, due, ARGV[from + 1], client .. sub(head, 6, 11), freeing)
-  if not id then
-    return 'FAILED ' .. said, after
-  end
-  return id .. results, after, true
+local function load_rest()
+  --- @include "lib/rest"
+  rest = {
+    earlier_outcome = earlier_outcome, lost_ring = lost_ring, check = check, plan = plan, add_frames = add_frames, refused_entry = refused_entry,
+    flush = flush_scope
+  }
+  return rest
 end
 
 -- Pass 2: one item after the other; later ones see what earlier ones did.
 local outcomes, kept, wrote = {}, {}, false
-at = first_item
+local last_ms, packed_ms
+at = scope_count + 2
 for n = 1, item_count do
-  local head = ARGV[at]
-  local outcome = earlier_outcome(seen[n], head)
-  if outcome then
-    at = at + 2 + u16(head, 2) * 2 + u16(head, 4) * 3
-  else
-    local applied
-    outcome, at, applied = carry_out(head, at)
-    wrote = wrote or applied
-    if applied or sub(outcome, 1, 8) == 'CONFLICT' then
-      kept[#kept + 1] = slots[n]
-      kept[#kept + 1] = sub(head, 6, 19) .. outcome
+  local first, head = at, ARGV[at]
+  local flags, c1, c2, g1, g2, s1, s2, s3, s4, s5, s6 = byte(head, 1, 11)
+  local conditions, changes = c1 * 256 + c2, g1 * 256 + g2
+  local pos = at + 2
+  at = pos + conditions * 2 + changes * 3
+  -- What its slot in the ring holds: usually the operation 1,024 before it, and that means nothing.
+  local outcome
+  if seen[n] then
+    local r1, r2, r3, r4, r5, r6 = byte(seen[n], 1, 6)
+    if ((((r1 * 256 + r2) * 256 + r3) * 256 + r4) * 256 + r5) * 256 + r6
+      >= ((((s1 * 256 + s2) * 256 + s3) * 256 + s4) * 256 + s5) * 256 + s6 then
+      outcome = (rest or load_rest()).earlier_outcome(seen[n], head)
     end
+  elseif flags % 4 == 3 then
+    outcome = (rest or load_rest()).lost_ring()
+  end
+  local keep = not outcome
+  if keep and conditions > 0 then
+    outcome = (rest or load_rest()).check(pos, conditions)
+    pos = pos + conditions * 2
+  end
+
+  local plans, planned, results = {}, 0, ''
+  if not outcome then
+    for i = 1, changes do
+      local change, key = ARGV[pos], ARGV[pos + 1]
+      local op, kind_class, codec, _, _, _, _, _, _, _, _, ttl_mode = byte(change, 1, 12)
+      local a, b = byte(change, 19, 20)
+      local s = scopes[a * 256 + b + 1]
+      local old, version, old_kind, old_flags = s.recs[key], 1, 0, 0
+      if old then
+        if #old >= 21 or (#old >= 15 and byte(old, 3) % 2 == 0) then
+          version, old_kind, old_flags = byte(old, 1, 3)
+        else
+          version = 0 -- damaged
+        end
+      end
+      local class = kind_class % 16
+      if op == SET and ttl_mode == 0 and version == 1 and old_kind < COMPOSITE and old_flags % 4 < 2
+        and class ~= BULK and class ~= EPHEMERAL then
+        planned = planned + 1
+        plans[planned] = {
+          s = s, key = key, old = old, payload = ARGV[pos + 2], head = change, codec = codec, created = old_flags % 2,
+        }
+      else
+        local found, problem = (rest or load_rest()).plan(s, change, key, ARGV[pos + 2], i - 1)
+        if problem then
+          outcome = problem
+          break
+        end
+        for j = 1, #found do
+          local p = found[j]
+          if p.result then
+            results = results .. ' ' .. p.result
+          end
+          if p.apply then
+            planned = planned + 1
+            plans[planned] = p
+          end
+        end
+      end
+      pos = pos + 3
+    end
+  end
+
+  if not outcome and planned == 0 then
+    outcome, keep = '-' .. results, false
+  elseif not outcome then
+    -- The log entry: one frame a change (llmspell_dist/changes.py has the layout). A frame of the same scope as the
+    -- frame before does not repeat its name.
+    local frames, named = { '\1' }, nil
+    for i = 1, planned do
+      local p = plans[i]
+      if p.apply then
+        named = rest.add_frames(frames, p, named)
+      else
+        local s, old = p.s, p.old
+        local length, text = '\0\0', ''
+        if named ~= s then
+          named, text = s, s.text
+          length = char((#text - #text % 256) / 256, #text % 256)
+        end
+        frames[#frames + 1] = sub(p.head, 1, 11) .. length .. (old and sub(old, 6, 15) or NONE10) .. s.rev .. NONE6
+          .. text .. p.key .. p.payload
+      end
+    end
+    local meta, operation = ARGV[first + 1], sub(group, 1, 8) .. sub(head, 6, 11)
+    local freeing, id = flags % 16 >= 8, nil
+    if rest and rest.memory_full and not freeing then
+      outcome = 'FAILED ' .. rest.memory_full
+    else
+      id = redis.pcall('XADD', log, '*', 'c', table.concat(frames), 'm', meta, 'o', operation)
+      if type(id) ~= 'string' then
+        id, outcome = (rest or load_rest()).refused_entry(id, frames, meta, operation, freeing)
+      end
+    end
+    if id then
+      local dash = string.find(id, '-', 1, true)
+      local ms_text, seq = sub(id, 1, dash - 1), tonumber(sub(id, dash + 1))
+      if ms_text ~= last_ms then
+        local ms = tonumber(ms_text)
+        last_ms, packed_ms = ms_text, char(floor(ms / 1099511627776), floor(ms / 4294967296) % 256,
+          floor(ms / 16777216) % 256, floor(ms / 65536) % 256, floor(ms / 256) % 256, ms % 256)
+      end
+      local revision = packed_ms .. char(floor(seq / 16777216), floor(seq / 65536) % 256, floor(seq / 256) % 256, seq % 256)
+      for i = 1, planned do
+        local p = plans[i]
+        if p.apply then
+          p.apply(p, revision)
+        else
+          local s, key, old, record = p.s, p.key, p.old, nil
+          if old then
+            local created = p.created == 1 and sub(old, 16, 21) or sub(old, 6, 11)
+            if created == packed_ms then
+              record = '\1' .. sub(p.head, 2, 5) .. revision .. p.payload
+            else
+              record = '\1' .. sub(p.head, 2, 2) .. char(p.codec + 1) .. sub(p.head, 4, 5) .. revision .. created .. p.payload
+            end
+            s.size = s.size + #record - #old
+          else
+            record = '\1' .. sub(p.head, 2, 5) .. revision .. p.payload
+            s.count, s.size = s.count + 1, s.size + #record + #key
+          end
+          s.recs[key], s.writes[key] = record, record
+        end
+      end
+      for i = 1, planned do
+        plans[i].s.rev = revision
+      end
+      outcome, wrote = id .. results, true
+    else
+      keep = false
+    end
+  elseif sub(outcome, 1, 8) ~= 'CONFLICT' then
+    keep = false
+  end
+  if keep then
+    kept[#kept + 1] = slots[n]
+    kept[#kept + 1] = sub(head, 6, 19) .. outcome
   end
   outcomes[n] = outcome
 end
 
 if wrote then
-  for i = 0, #KEYS - 4 do
+  for i = 1, scope_count do
     local s = scopes[i]
-    if s.dirty then
-      flush_scope(s, due)
-      redis.pcall('PUBLISH', s.key, s.rev .. s.first_rev)
+    if s.rev ~= before[i] then
+      if rest or s.new then
+        (rest or load_rest()).flush(s, due)
+      else
+        local count, size = s.count, s.size
+        local args, m = {
+          '$$',
+          '\1' .. s.rev .. char(floor(count / 16777216), floor(count / 65536) % 256, floor(count / 256) % 256, count % 256,
+            floor(size / 1099511627776), floor(size / 4294967296) % 256, floor(size / 16777216) % 256,
+            floor(size / 65536) % 256, floor(size / 256) % 256, size % 256) .. s.tail,
+        }, 2
+        for key, record in pairs(s.writes) do
+          args[m + 1], args[m + 2], m = key, record, m + 2
+        end
+        for first = 1, m, 2000 do
+          call('HSET', s.key, unpack(args, first, math.min(first + 1999, m)))
+        end
+      end
+      redis.pcall('PUBLISH', s.key, s.rev .. before[i])
     end
   end
 end
 if #kept > 0 then
   redis.pcall('HSET', ring, unpack(kept))
-  if renew_ring == 1 then
-    redis.call('PEXPIRE', ring, RING_EXPIRY_MS)
+  if byte(group, 11) == 1 then
+    call('PEXPIRE', ring, 3600000)
   end
 end
 return outcomes

@@ -58,6 +58,9 @@ local meta = answer[2]
 if not meta then
   return answer
 end
+if #meta < 32 or byte(meta, 1) ~= 1 then
+  return answer
+end
 local count, size = u32(meta, 12), u48(meta, 16)
 if count > all or size > tonumber(ARGV[3]) then
   return { answer[1], answer[2], format('TOOLARGE count=%.0f bytes=%.0f', count, size) }

@@ -35,14 +35,18 @@ local function sweep_scope(text)
     want(s, keys[i])
   end
   fetch_scope(s)
-  local frames, named, gone, stale = { '\1' }, {}, {}, {}
+  if s.damaged then
+    redis.call('ZADD', due, 'XX', '+inf', text)
+    return 0
+  end
+  local frames, gone, stale = { '\1' }, {}, {}
   for i = 1, #keys do
     local key = keys[i]
     local _, r = live(s, key)
     if r then
       local _, expires = record_times(r)
       frames[#frames + 1] =
-        frame(frame_head(EXPIRED, byte(r, 2), 0, sub(r, 4, 5), key, 0), s, named, sub(r, 6, 15), expires, key, '')
+        frame(frame_head(EXPIRED, byte(r, 2), 0, sub(r, 4, 5), key, 0), s, #gone > 0, sub(r, 6, 15), expires, key, '')
       gone[#gone + 1] = key
     else
       stale[#stale + 1] = key
@@ -50,7 +54,7 @@ local function sweep_scope(text)
   end
   if #gone > 0 then
     -- A sweep frees memory, so it may go on when the server is full.
-    local id = append_entry(log, due, concat(frames), '', string.rep('\0', 14), true)
+    local id = append_freeing(log, due, concat(frames), '', string.rep('\0', 14))
     local revision = pack_revision(id)
     for i = 1, #gone do
       local key = gone[i]

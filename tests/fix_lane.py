@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from llmspell_dist.changes import Op
 from llmspell_dist.records import Kind
 from llmspell_dist.redis.commits import Commit, Condition, ScopeKey, change
 from llmspell_dist.redis.connection import Endpoint, StaticEndpoint

@@ -85,7 +85,6 @@ class FaultProxy:
         self.struck = 0
         """How many connections a fault has cut."""
         self._links: set[_Link] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
         self._thread.start()
@@ -196,15 +195,16 @@ class FaultProxy:
         self._listener.close()
 
     async def _end_tasks(self) -> None:
-        for task in tuple(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.sleep(0)  # what asyncio is just accepting becomes a task that can be ended
+        for _ in range(3):  # ending one may begin another
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.sleep(0)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
         try:
             if isinstance(self.upstream, str):
                 far_reader, far_writer = await asyncio.open_unix_connection(self.upstream)
@@ -212,7 +212,6 @@ class FaultProxy:
                 far_reader, far_writer = await asyncio.open_connection(*self.upstream)
         except OSError:
             writer.transport.abort()
-            self._tasks.discard(task)
             return
         link = _Link(writer, far_writer)
         self._links.add(link)
@@ -229,7 +228,6 @@ class FaultProxy:
             self._links.discard(link)
             writer.transport.abort() if writer.transport.is_closing() else writer.close()
             far_writer.close()
-            self._tasks.discard(task)
 
     def _strikes(self, request: bytes) -> _Rule | None:
         for rule in self._rules:

@@ -23,16 +23,21 @@ RULES = [
     (r"\bawait ", ""),
     (r"\bAsyncIterator\b", "Iterator"),
     (r"\bAwaitable\[T\]", "T"),
-    (r"AsyncIterator, Awaitable, Callable, Iterable, Mapping", "Callable, Iterable, Iterator, Mapping"),
+    (
+        r"AsyncIterator, Awaitable, Callable, Iterable, Mapping",
+        "Callable, Iterable, Iterator, Mapping",
+    ),
     (r"Iterator, Awaitable, Callable, Iterable, Mapping", "Callable, Iterable, Iterator, Mapping"),
     (r"\b__aenter__\b", "__enter__"),
     (r"\b__aexit__\b", "__exit__"),
-    (r"llmspell_dist\.state\.driver import AsyncDriver", "llmspell_dist.blocking.driver import SyncDriver"),
+    (
+        r"llmspell_dist\.state\.driver import AsyncDriver",
+        "llmspell_dist.blocking.driver import SyncDriver",
+    ),
     (r"\bAsyncDriver\b", "SyncDriver"),
     (r"shared state by scope and key, asynchronous", "shared state by scope and key, blocking"),
 ]
 """What differs between the two: the words that make a coroutine, and who carries the steps out."""
-
 
 
 def translated(source: str, text: str) -> str:
@@ -64,7 +69,10 @@ def _only_the_shell(text: str) -> str:
 
 def formatted(text: str, name: str) -> str:
     """As ``ruff format`` leaves it, imports in order."""
-    for arguments in (["check", "--select", "I,F401", "--fix-only", "--quiet"], ["format", "--quiet"]):
+    for arguments in (
+        ["check", "--select", "I,F401", "--fix-only", "--quiet"],
+        ["format", "--quiet"],
+    ):
         command = [sys.executable, "-m", "ruff", *arguments, "--stdin-filename", name, "-"]
         done = subprocess.run(  # noqa: S603 - our own interpreter
             command, input=text, capture_output=True, text=True, check=True, cwd=ROOT

@@ -27,7 +27,7 @@ async def _get(bench: Bench) -> Samples:
             return get(SCOPES[0], FIELDS[turn % KEYS])
 
         def peer(_: int, turn: int) -> Awaitable[object]:
-            return plain.hget(HASHES[0], FIELDS[turn % KEYS])  # type: ignore[return-value]
+            return plain.hget(HASHES[0], FIELDS[turn % KEYS])
 
         return await bench.interleave(
             [
@@ -49,7 +49,7 @@ async def _set(bench: Bench) -> Samples:
             return put(SCOPES[0], FIELDS[turn % KEYS], values.objects[turn % VARIANTS])
 
         def peer(_: int, turn: int) -> Awaitable[object]:
-            return plain.hset(HASHES[0], FIELDS[turn % KEYS], values.bytes[turn % VARIANTS])  # type: ignore[return-value,arg-type]
+            return plain.hset(HASHES[0], FIELDS[turn % KEYS], values.bytes[turn % VARIANTS])
 
         samples = await bench.interleave(
             [

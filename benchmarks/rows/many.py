@@ -38,7 +38,7 @@ async def _set_many(bench: Bench) -> Samples:
             for turn in range(count):
                 async with plain.pipeline(transaction=False) as pipe:
                     for key, data in ready[turn % VARIANTS].items():
-                        pipe.hset(HASHES[0], key, data)  # type: ignore[arg-type]
+                        pipe.hset(HASHES[0], key, data)
                     await pipe.execute()
 
         samples = await bench.interleave([Arm(OURS, ours), Arm(REDIS_PY, peer)])
@@ -53,7 +53,7 @@ async def _get_many(bench: Bench) -> Samples:
     async with AsyncExitStack() as stack:
         plain = await stack.enter_async_context(open_redis_py(bench.server))
         spell = await stack.enter_async_context(open_ours(bench.server))
-        await plain.hset(HASHES[0], mapping=_hundred(values.bytes, 0))  # type: ignore[misc,arg-type]
+        await plain.hset(HASHES[0], mapping=_hundred(values.bytes, 0))
         expected = _hundred(values.objects, 0)
         await spell.state.set_many(SCOPES[0], expected)
         assert await spell.state.get_many(SCOPES[0], _HUNDRED) == expected
@@ -65,7 +65,7 @@ async def _get_many(bench: Bench) -> Samples:
         async def peer(count: int) -> None:
             unpack = msgpack.unpackb
             for _ in range(count):
-                found = await plain.hmget(HASHES[0], _HUNDRED)  # type: ignore[misc]
+                found = await plain.hmget(HASHES[0], _HUNDRED)
                 dict(zip(_HUNDRED, [unpack(data) for data in found], strict=True))
 
         return await bench.interleave([Arm(OURS, ours), Arm(REDIS_PY, peer)])

@@ -48,20 +48,29 @@ async def _fill_bare(server: Server, count: int) -> None:
 
 
 async def _fill_ours(server: Server, count: int) -> None:
-    """Write every key of every scope five times, a scope's five keys per commit."""
+    """Change every scope five times: the first commit writes all keys, each other one a key."""
     retention = Retention(max_entries=_LOG_KEPT)
     async with open_ours(server, Options(namespace=NAMESPACE, retention=retention)) as spell:
-        for change in range(_CHANGES):
+        state = spell.state
+
+        async def change(start: int, round_: int) -> None:
+            async def write(worker: int, turn: int) -> None:
+                number = start + turn * WORKERS + worker
+                scope, values = f"session:{number:07d}", _values(number, round_)
+                if round_ == 0:
+                    await state.set_many(scope, values)
+                else:
+                    await state.set(scope, _KEYS[round_], values[_KEYS[round_]])
+
+            await concurrently(WORKERS, _BATCH, write)
+
+        for round_ in range(_CHANGES):
             for start in range(0, count, _BATCH):
-
-                async def write(worker: int, turn: int, start: int = start) -> None:
-                    number = start + turn * WORKERS + worker
-                    await spell.state.set_many(f"session:{number:07d}", _values(number, change))  # noqa: B023
-
-                await concurrently(WORKERS, _BATCH, write)
-                await spell.log.trim()
+                await change(start, round_)
+            await spell.log.trim()
         last = count - 1
-        assert await spell.state.get_all(f"session:{last:07d}") == _values(last, _CHANGES - 1)
+        expected = {key: _values(last, n)[key] for n, key in enumerate(_KEYS)}
+        assert await state.get_all(f"session:{last:07d}") == expected
         assert (await spell.log.stat()).entries <= _LOG_KEPT * 1.2  # whole nodes of the stream stay
 
 

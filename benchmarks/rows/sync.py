@@ -53,7 +53,7 @@ async def _set(bench: Bench) -> Samples:
         async def peer(count: int) -> None:
             hset, name = plain.hset, HASHES[0]
             for turn in range(count):
-                hset(name, FIELDS[turn % KEYS], values.bytes[turn % VARIANTS])  # type: ignore[arg-type]
+                hset(name, FIELDS[turn % KEYS], values.bytes[turn % VARIANTS])
 
         samples = await bench.interleave([Arm(OURS, ours), Arm(REDIS_PY, peer)])
         check_hashes(server, values)

@@ -27,7 +27,6 @@ __all__ = ["ROWS"]
 
 _READS = 20_000
 _WAIT_MS = 1_000
-_BLOB = bytes(HUGE - 1_024)
 
 Call = Callable[[int, int], Awaitable[Any]]
 Job = Callable[[], Awaitable[None]]
@@ -46,14 +45,15 @@ async def _measure(bench: Bench) -> Samples:
             return get(SCOPES[worker], FIELDS[turn % KEYS])
 
         def peer(worker: int, turn: int) -> Awaitable[Any]:
-            return plain.hget(HASHES[worker], FIELDS[turn % KEYS])  # type: ignore[return-value]
+            return plain.hget(HASHES[worker], FIELDS[turn % KEYS])
 
         reads = bench.scale(_READS, 1_000)
+        blob = bytes(bench.scale(HUGE - 1_024, 500_000))
         arms = []
         for readers in (WORKERS, 1):
             name = f"{readers} readers" if readers > 1 else "1 reader"
-            arms += _arms(name, ours, _our_storm(spell), readers, reads)
-        arms += _arms("redis-py", peer, _redis_py_storm(plain), WORKERS, reads)
+            arms += _arms(name, ours, _our_storm(spell, blob), readers, reads)
+        arms += _arms("redis-py", peer, _redis_py_storm(plain, blob), WORKERS, reads)
         return await bench.interleave(arms, rounds=3 if bench.quick else min(bench.rounds, 11))
 
 
@@ -79,13 +79,13 @@ def _arms(name: str, read: Call, storm: list[Job], readers: int, reads: int) -> 
     ]
 
 
-def _our_storm(spell: llmspell_dist.Spell) -> list[Job]:
+def _our_storm(spell: llmspell_dist.Spell, blob: bytes) -> list[Job]:
     """Return what blows beside the reads: 10 MB out and in again without a pause, and a WAIT."""
 
     async def ten_megabytes() -> None:
         while True:
-            await spell.state.set("session:storm", "blob", _BLOB, state_class=StateClass.BULK)
-            assert len(await spell.state.get("session:storm", "blob")) == len(_BLOB)
+            await spell.state.set("session:storm", "blob", blob, state_class=StateClass.BULK)
+            assert len(await spell.state.get("session:storm", "blob")) == len(blob)
 
     async def hanging_wait() -> None:
         while True:
@@ -96,11 +96,11 @@ def _our_storm(spell: llmspell_dist.Spell) -> list[Job]:
     return [ten_megabytes, hanging_wait]
 
 
-def _redis_py_storm(plain: redis.asyncio.Redis) -> list[Job]:
+def _redis_py_storm(plain: redis.asyncio.Redis, blob: bytes) -> list[Job]:
     async def ten_megabytes() -> None:
         while True:
-            await plain.hset("plain:storm", "blob", _BLOB)  # type: ignore[misc,arg-type]
-            assert len(await plain.hget("plain:storm", "blob")) == len(_BLOB)  # type: ignore[misc,arg-type]
+            await plain.hset("plain:storm", "blob", blob)
+            assert len(await plain.hget("plain:storm", "blob")) == len(blob)
 
     async def hanging_wait() -> None:
         while True:

@@ -12,13 +12,14 @@ from llmspell_dist.ack import Ack
 from llmspell_dist.blocking.driver import SyncDriver
 from llmspell_dist.classes import StateClass
 from llmspell_dist.errors import ConflictError, InvalidArgumentError
+from llmspell_dist.redis.commits import read_revision
 from llmspell_dist.redis.retry import Backoff
 from llmspell_dist.revision import Revision
 from llmspell_dist.scope import Scope, ScopeKind
 from llmspell_dist.state.history import History
 from llmspell_dist.state.model import Change, Page, Record, ScopeStat
 from llmspell_dist.state.partial import Partial
-from llmspell_dist.state.reads import Reads
+from llmspell_dist.state.reads import NOT_PLAIN, Reads
 from llmspell_dist.state.scopes import PAGE_KEYS, Scopes
 from llmspell_dist.state.transactions import TransactionSteps
 from llmspell_dist.state.writes import ANY, Writes, _Any
@@ -52,6 +53,8 @@ class StateManager:
         self._scopes = Scopes(core, self._reads)
         self._history = History(core, self._reads)
         self._run = driver.run
+        self._submit = driver.submit
+        self._commit = driver.commit
 
     # --- one key
 
@@ -63,7 +66,15 @@ class StateManager:
         With `as_type` (a dataclass, msgspec Struct or pydantic model) the value comes as that.
         Raises `CorruptRecordError` for a record that cannot be read.
         """
-        return self._run(self._reads.get(scope, key, default, as_type))
+        reads = self._reads
+        raw = self._submit(reads.get_request(scope, key))
+        if raw is None:
+            return default
+        if as_type is None:
+            value = reads.plain(raw)
+            if value is not NOT_PLAIN:
+                return value
+        return self._run(reads.get(scope, key, raw, default, as_type))
 
     def get_record(
         self, scope: str | Scope, key: str, *, as_type: type | None = None
@@ -88,6 +99,9 @@ class StateManager:
         has is kept. `ack`: what to wait for; if the level is not reached in time,
         `AckNotReachedError` says so, and the write has happened all the same.
         """
+        plain = self._writes.plain_set(scope, key, value, ttl, state_class, schema_version, ack)
+        if plain is not None:
+            return read_revision(self._commit(plain), plain, self._driver.core.server)
         return self._run(self._writes.set(scope, key, value, ttl, state_class, schema_version, ack))
 
     def set_if_absent(

@@ -12,7 +12,9 @@ from llmspell_dist.state.housekeeping import INTERVAL_S, housekeep
 from llmspell_dist.state.steps import Call, CommitRequest, Pause
 
 if TYPE_CHECKING:
+    from llmspell_dist.ack import Ack
     from llmspell_dist.redis.blocking_driver import BlockingDriver
+    from llmspell_dist.redis.commits import Commit
     from llmspell_dist.redis.groups import Operation
     from llmspell_dist.retention import Retention
     from llmspell_dist.revision import Revision
@@ -31,17 +33,29 @@ class SyncDriver:
     There is no thread of its own for housekeeping: now and then a call does some of it.
     """
 
-    __slots__ = ("_commit", "_due", "_execute", "_retention", "connections", "core")
+    __slots__ = ("_due", "_execute", "_retention", "_submit", "connections", "core")
 
     def __init__(
         self, core: Core, connections: BlockingDriver, retention: Retention | None
     ) -> None:
         self.core = core
         self.connections = connections
-        self._commit = connections.commit
+        self._submit = connections.submit
         self._execute = connections.execute
         self._retention = retention
         self._due = float("inf") if retention is None else time.monotonic() + INTERVAL_S
+
+    def submit(self, packed: bytes) -> Any:
+        """Send a read and return the raw reply."""
+        if time.monotonic() >= self._due:
+            self._keep_house()
+        return self._submit(packed)
+
+    def commit(self, commit: Commit, ack: Ack | None = None) -> Any:
+        """Send a commit and return its outcome."""
+        if time.monotonic() >= self._due:
+            self._keep_house()
+        return self.connections.commit(commit, ack)
 
     def run(self, steps: Steps[T]) -> T:
         """Carry an operation out and return its result."""
@@ -53,7 +67,7 @@ class SyncDriver:
                 request = send(reply)
                 kind = type(request)
                 if kind is CommitRequest:
-                    reply = self._commit(request.commit, request.ack)  # type: ignore[union-attr]
+                    reply = self.connections.commit(request.commit, request.ack)  # type: ignore[union-attr]
                 elif kind is list:
                     reply = [self._execute(one) for one in request]  # type: ignore[union-attr]
                 elif kind is Pause:

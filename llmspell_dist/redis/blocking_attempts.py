@@ -96,6 +96,7 @@ class Read(Request):
         self._packed = packed
 
     def send(self, driver: AttemptsDriver, connection: BlockingSocket) -> Any:  # noqa: ARG002
+        """Make one attempt."""
         return connection.round_trip(self._packed)
 
 
@@ -107,17 +108,21 @@ class Call(Request):
         self._with_body = False
 
     def send(self, driver: AttemptsDriver, connection: BlockingSocket) -> Any:  # noqa: ARG002
+        """Make one attempt."""
         return connection.round_trip(self._command.request(with_body=self._with_body))
 
     def without_script(self) -> bool:
+        """Send the body from now on, if there is one."""
         possible = isinstance(self._command, ScriptCall) and not self._with_body
         self._with_body = True
         return possible
 
     def may_send_again(self) -> bool:
+        """Only what is no write."""
         return not self._command.write
 
     def unsure(self, text: str) -> bool:
+        """Judge the server's words."""
         return self._command.write and not nothing_ran(text)
 
 
@@ -139,6 +144,7 @@ class CommitRequest(Request):
             self._ring = Ring.of_operation(operation, ring_key, elapsed_s=elapsed_s)
 
     def send(self, driver: AttemptsDriver, connection: BlockingSocket) -> Any:
+        """Make one attempt."""
         ring = self._ring
         if ring is None:
             ring = self._ring = connection.ring
@@ -171,14 +177,17 @@ class CommitRequest(Request):
         return reply[0]
 
     def without_script(self) -> bool:
+        """Send the body from now on, if there is one."""
         possible = not self._with_body
         self._with_body = True
         return possible
 
     def unsure(self, text: str) -> bool:
+        """Judge the server's words."""
         return self.sent or not nothing_ran(text)
 
     def operation(self) -> Operation | None:
+        """Name the commit and its id."""
         if self._ring is None:
             return None
         return Operation(
@@ -200,7 +209,7 @@ class Attempts:
         self._connection = connection
         self._request = request
         self._deadline = monotonic() + driver.options.retry_budget
-        self._backoff = Backoff()
+        self._backoff = Backoff.within(driver.options.retry_budget)
 
     def run(self) -> Any:
         """Return the reply, or raise what the last attempt showed."""

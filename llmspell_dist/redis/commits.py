@@ -90,6 +90,8 @@ class ScopeKey(NamedTuple):
     text: bytes
     shard: bytes
     scope: Scope
+    hget: bytes = b""
+    """An HGET of one of its fields, up to the field."""
 
 
 def change(
@@ -158,6 +160,21 @@ class Commit:
         self.freeing = freeing
         self.fingerprint = _FINGERPRINT.pack(crc, size & 0xFFFFFFFF)
 
+    @classmethod
+    def of_one(cls, scope: ScopeKey, change: Change, meta: bytes) -> Commit:
+        """The commit of one change without conditions; as the constructor, for the hot path."""
+        self = cls.__new__(cls)
+        head, _, key, payload = change
+        self.scopes = (scope,)
+        self.changes = (change,)
+        self.conditions = ()
+        self.meta = meta
+        self.size = size = 128 + len(meta) + len(key) + len(payload)
+        self.freeing = head[0] in _FREEING
+        crc = crc32(payload, crc32(key, crc32(head, crc32(scope.hash))))
+        self.fingerprint = _FINGERPRINT.pack(crc, size)
+        return self
+
     @property
     def shard(self) -> bytes:
         """The prefix of the shard's keys, ``ns:{s}``."""
@@ -198,7 +215,7 @@ def pack_group(
     renew = 0
     for sequence, flags, commit in items:
         places = []
-        for scope_hash, text, _, _ in commit.scopes:
+        for scope_hash, text, _, _, _ in commit.scopes:
             index = indexes.get(scope_hash)
             if index is None:
                 index = indexes[scope_hash] = len(keys)
@@ -250,7 +267,19 @@ class Committed(NamedTuple):
 _DIGITS = frozenset(b"0123456789-")
 
 
-def read_outcome(outcome: bytes, commit: Commit, server: str = "", operation: str = "") -> Committed:
+def read_revision(outcome: bytes, commit: Commit, server: str = "") -> Revision:
+    """Read the outcome of a commit without results; for the hot path."""
+    ms, dash, seq = outcome.partition(b"-")
+    if dash and ms.isdigit() and seq.isdigit():
+        return Revision(int(ms), int(seq))
+    revision = read_outcome(outcome, commit, server).revision
+    assert revision is not None  # noqa: S101 - a set always changes something
+    return revision
+
+
+def read_outcome(
+    outcome: bytes, commit: Commit, server: str = "", operation: str = ""
+) -> Committed:
     """Read one item's outcome; a refusal is raised as the exception that its code stands for."""
     if outcome[0] not in _DIGITS:
         raise refusal(outcome.decode("utf-8", "replace"), commit, server, operation)
@@ -269,8 +298,10 @@ class ClassChangedError(SpellError):
 
     code = "CLASS_CHANGED"
 
-    def __init__(self, state_class: int) -> None:
-        super().__init__(f"the record has state class {state_class}")
+    def __init__(self, scope: str, key: str, state_class: int) -> None:
+        super().__init__(f"{shorten(key)} in {scope} has state class {state_class}")
+        self.scope = scope
+        self.key = key
         self.state_class = state_class
 
 
@@ -317,7 +348,7 @@ def refusal(text: str, commit: Commit, server: str, operation: str) -> SpellErro
         name = Kind(kind).name.lower() if kind in _KINDS else f"kind {kind}"
         return WrongKindError(scope, key, name, Op(at.head[0]).name.lower())
     if code == "CLASS":
-        return ClassChangedError(int(facts["class"]))
+        return ClassChangedError(scope, key, int(facts["class"]))
     if code == "OVERFLOW":
         return NumberOverflowError("number after increment", None, 2**63 - 1, f"{scope} {key}")
     if code == "STAGED":

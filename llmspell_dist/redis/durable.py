@@ -90,6 +90,8 @@ def ack_result(outcome: bytes, level: AckLevel, replicas_known: int, reply: Any)
 class DurableLane(Lane):
     """A lane whose commits are answered when their acknowledgement level is reached, or is not."""
 
+    eager_items = 0
+    """Never: what waits together shares one WAIT."""
     _level: AckLevel = _NO_LEVEL
     """Of the commit that is being submitted."""
 

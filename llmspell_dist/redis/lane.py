@@ -66,6 +66,10 @@ class Lane:
     id); a plain write in flight fails, since nothing can tell whether it happened.
     """
 
+    eager_items = 16
+    """A group of this many leaves before the turn ends, so that the server works on it while the
+    rest of the turn is prepared."""
+
     def __init__(
         self,
         resolver: EndpointResolver,
@@ -165,6 +169,8 @@ class Lane:
             self._turn_has_groups = True
         future = self._create_future()
         group.add(commit, future)
+        if len(group.futures) == self.eager_items:
+            self._flush()
         return future
 
     def _new_group(self, shard: bytes, ring: Ring) -> Group:
@@ -230,6 +236,8 @@ class Lane:
         """Send the turn: at once if nothing is in the way, else through the backlog."""
         self._scheduled = False
         turn = self._turn
+        if not turn:
+            return
         self._turn = []
         wire = self._wire
         if (

@@ -37,17 +37,30 @@ class _Host:
     data: FakeServer
     users: int = 0
     connections: set[Connection] = field(default_factory=set)
-    server: asyncio.Server | None = None
+    _accepting: set[asyncio.Task[Any]] = field(default_factory=set)
 
     async def open(self) -> None:
+        self.listener.setblocking(False)
+        asyncio.get_running_loop().add_reader(self.listener, self._accept)
+
+    def _accept(self) -> None:
+        # By hand, because asyncio's server cannot tell which connections it is just taking in, and
+        # one of those would outlive `close`.
+        try:
+            sock, _ = self.listener.accept()
+        except OSError:
+            return  # it was gone before it was here
+        sock.setblocking(False)
         loop = asyncio.get_running_loop()
-        self.server = await loop.create_server(
-            lambda: Connection(self.data, self.connections), sock=self.listener
-        )
+        work = loop.connect_accepted_socket(lambda: Connection(self.data, self.connections), sock)
+        task = loop.create_task(work)
+        self._accepting.add(task)
+        task.add_done_callback(self._accepting.discard)
 
     async def close(self) -> None:
-        if self.server is not None:
-            self.server.close()
+        asyncio.get_running_loop().remove_reader(self.listener)
+        self.listener.close()
+        await asyncio.gather(*self._accepting, return_exceptions=True)
         for connection in tuple(self.connections):
             connection.transport.abort()
         await asyncio.sleep(0)  # abort() has scheduled connection_lost for this turn

@@ -43,7 +43,7 @@ class Refusals:
 
     def __init__(self, lane: RefusalsOwner) -> None:
         self._lane = lane
-        self._backoff = Backoff()
+        self._backoff = Backoff.within(lane.options.retry_budget)
         self._resume_at = 0.0
         self.again: list[Entry] = []
         """To be sent again at once."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import ssl
 from typing import TYPE_CHECKING, Any
 
@@ -96,9 +97,9 @@ def error_from_reply(
 
 def system_said(error: BaseException) -> str:
     """Return what the operating system said, in its own words."""
-    if isinstance(error, OSError) and not isinstance(error, ssl.SSLError):
-        # asyncio and socket put addresses and internals into the text; getaddrinfo's numbers are
-        # not errno's.
-        if error.errno is not None and error.errno > 0:
-            return os.strerror(error.errno)
+    # asyncio puts addresses and internals into the text. TLS and getaddrinfo have numbers of their
+    # own, and good texts.
+    if isinstance(error, OSError) and not isinstance(error, (ssl.SSLError, socket.gaierror)):
+        number = error.errno
+        return os.strerror(number) if number else str(error) or repr(error)
     return str(error) or repr(error)

@@ -19,6 +19,11 @@ class Backoff:
         self._state = RetryCallState(cast("Any", None), None, (), {})
         self.failures = 0
 
+    @classmethod
+    def within(cls, budget_s: float) -> Backoff:
+        """Return pauses of which several fit into a call's budget."""
+        return cls(max_s=min(0.5, budget_s / 5))
+
     def next_s(self) -> float:
         """Count a failure and return the seconds to wait after it."""
         self.failures += 1

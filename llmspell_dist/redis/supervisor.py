@@ -50,7 +50,7 @@ class Supervisor:
         self._timer: asyncio.TimerHandle | None = None
         self._tick_s = max(0.01, min(options.call_timeout / 5, options.retry_budget / 10, 1.0))
         self._next_tick = 0.0
-        self._backoff = Backoff()
+        self._backoff = Backoff.within(options.retry_budget)
         self._wire: Wire | None = None
         self._sock: socket.socket | None = None
         self._last_traffic = 0.0

@@ -88,7 +88,8 @@ class Core:
         parsed = Scope.coerce(scope)
         redis_key = self.keyspace.scope(parsed)
         text = parsed.text.encode()
-        found = ScopeKey(redis_key, text, redis_key[: -len(text) - 1], parsed)
+        hget = b"*3\r\n$4\r\nHGET\r\n$%d\r\n%b\r\n" % (len(redis_key), redis_key)
+        found = ScopeKey(redis_key, text, redis_key[: -len(text) - 1], parsed, hget)
         if len(self._scopes) >= _SCOPES_CACHED:
             self._scopes.clear()
         self._scopes[scope] = found

@@ -24,12 +24,13 @@ T = TypeVar("T")
 class AsyncDriver:
     """Carries steps out over the lanes."""
 
-    __slots__ = ("_commit", "_execute", "core", "lanes")
+    __slots__ = ("_execute", "commit", "core", "lanes", "submit")
 
     def __init__(self, core: Core, lanes: Lanes) -> None:
         self.core = core
         self.lanes = lanes
-        self._commit = lanes.commit
+        self.submit = lanes.submit
+        self.commit = lanes.commit
         self._execute = lanes.execute
 
     async def run(self, steps: Steps[T]) -> T:
@@ -40,7 +41,7 @@ class AsyncDriver:
                 request = send(reply)
                 kind = type(request)
                 if kind is CommitRequest:
-                    reply = await self._commit(request.commit, request.ack)  # type: ignore[union-attr]
+                    reply = await self.commit(request.commit, request.ack)  # type: ignore[union-attr]
                 elif kind is list or kind is Pause or kind is Call:
                     reply = await self._other(request)
                 else:

@@ -154,9 +154,7 @@ class History:
         return True, fields, tuple(removed)
 
     def decode(self, logged: LoggedChange, payload: bytes) -> Any:
-        return self.core.values.decode(
-            logged.kind, logged.flags, payload, logged.scope, logged.key
-        )
+        return self.core.values.decode(logged.kind, logged.flags, payload, logged.scope, logged.key)
 
     def decode_plain(self, logged: LoggedChange, payload: bytes) -> Any:
         return self.core.values.decode(Kind.VALUE, 0, payload, logged.scope, logged.key)
@@ -288,7 +286,14 @@ class _Rebuilt:
 
 def _as_stored(logged: LoggedChange) -> StoredRecord:
     return StoredRecord(
-        logged.kind, logged.state_class, logged.flags, logged.schema_version, Revision(0, 0), 0, 0, b""
+        logged.kind,
+        logged.state_class,
+        logged.flags,
+        logged.schema_version,
+        Revision(0, 0),
+        0,
+        0,
+        b"",
     )
 
 

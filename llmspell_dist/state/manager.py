@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from llmspell_dist.ack import Ack
 from llmspell_dist.classes import StateClass
 from llmspell_dist.errors import ConflictError, InvalidArgumentError
+from llmspell_dist.redis.commits import read_revision
 from llmspell_dist.redis.retry import Backoff
 from llmspell_dist.revision import Revision
 from llmspell_dist.scope import Scope, ScopeKind
@@ -17,7 +18,7 @@ from llmspell_dist.state.driver import AsyncDriver
 from llmspell_dist.state.history import History
 from llmspell_dist.state.model import Change, Page, Record, ScopeStat
 from llmspell_dist.state.partial import Partial
-from llmspell_dist.state.reads import Reads
+from llmspell_dist.state.reads import NOT_PLAIN, Reads
 from llmspell_dist.state.scopes import PAGE_KEYS, Scopes
 from llmspell_dist.state.transactions import TransactionSteps
 from llmspell_dist.state.writes import ANY, Writes, _Any
@@ -51,6 +52,8 @@ class StateManager:
         self._scopes = Scopes(core, self._reads)
         self._history = History(core, self._reads)
         self._run = driver.run
+        self._submit = driver.submit
+        self._commit = driver.commit
 
     # --- one key
 
@@ -62,7 +65,15 @@ class StateManager:
         With `as_type` (a dataclass, msgspec Struct or pydantic model) the value comes as that.
         Raises `CorruptRecordError` for a record that cannot be read.
         """
-        return await self._run(self._reads.get(scope, key, default, as_type))
+        reads = self._reads
+        raw = await self._submit(reads.get_request(scope, key))
+        if raw is None:
+            return default
+        if as_type is None:
+            value = reads.plain(raw)
+            if value is not NOT_PLAIN:
+                return value
+        return await self._run(reads.get(scope, key, raw, default, as_type))
 
     async def get_record(
         self, scope: str | Scope, key: str, *, as_type: type | None = None
@@ -87,6 +98,9 @@ class StateManager:
         has is kept. `ack`: what to wait for; if the level is not reached in time,
         `AckNotReachedError` says so, and the write has happened all the same.
         """
+        plain = self._writes.plain_set(scope, key, value, ttl, state_class, schema_version, ack)
+        if plain is not None:
+            return read_revision(await self._commit(plain), plain, self._driver.core.server)
         return await self._run(
             self._writes.set(scope, key, value, ttl, state_class, schema_version, ack)
         )
@@ -194,9 +208,7 @@ class StateManager:
         an empty dict; a dict that was `set` is converted once; anything else is a
         `WrongKindError`.
         """
-        return await self._run(
-            self._partial.merge(scope, key, mapping, remove, ttl, state_class)
-        )
+        return await self._run(self._partial.merge(scope, key, mapping, remove, ttl, state_class))
 
     async def get_slice(
         self, scope: str | Scope, key: str, start: int = 0, stop: int | None = None
@@ -405,9 +417,7 @@ class StateManager:
         At the end of the block everything is committed at once, or `ConflictError` says what had
         changed since it was read and nothing is. An exception in the block discards it.
         """
-        steps = TransactionSteps(
-            self._driver.core, self._reads, self._writes, self._partial
-        )
+        steps = TransactionSteps(self._driver.core, self._reads, self._writes, self._partial)
         steps.ack = ack
         return Transaction(self._driver, steps)
 
@@ -495,9 +505,7 @@ class Transaction:
         """Remove a key at the commit."""
         self._steps.delete(scope, key)
 
-    def increment(
-        self, scope: str | Scope, key: str, by: float = 1, *, ttl: TTL = KEEP
-    ) -> None:
+    def increment(self, scope: str | Scope, key: str, by: float = 1, *, ttl: TTL = KEEP) -> None:
         """Add to a number at the commit, without reading it: it cannot conflict."""
         self._steps.increment(scope, key, by, ttl)
 
@@ -515,7 +523,7 @@ class Transaction:
         ttl: TTL = KEEP,
     ) -> None:
         """Set and remove fields of a dict at the commit, without reading it."""
-        self._steps.merge(scope, key, mapping, tuple(remove), ttl)
+        self._steps.merge(scope, key, mapping, remove, ttl)
 
     def expire(self, scope: str | Scope, key: str, ttl: TTL) -> None:
         """Let a key end after `ttl` from the commit on; None lets it stay."""

@@ -71,12 +71,28 @@ class Partial:
         if len(mapping) > MAX_ELEMENTS:
             rule = f"must be at most {MAX_ELEMENTS:,} fields in one call"
             raise InvalidArgumentError("mapping", len(mapping), rule)
+        return self._encoded(scope, key, mapping, state_class)
+
+    def _encoded(
+        self, scope: ScopeKey, key: str, mapping: Mapping[Any, Any], state_class: StateClass
+    ) -> dict[bytes, bytes]:
         encode, name = self.core.values.encode_element, scope.scope.text
         pack_field = self.core.values.codec.encode
         return {
             pack_field(field): encode(value, state_class, name, key)
             for field, value in mapping.items()
         }
+
+    def removals(self, removed: Iterable[Any]) -> list[bytes]:
+        """Encode the names of fields to be removed, each once."""
+        if isinstance(removed, (str, bytes)) or not isinstance(removed, Iterable):
+            raise InvalidArgumentError("remove", removed, "must be several fields, not one text")
+        encode = self.core.values.codec.encode
+        fields = list(dict.fromkeys([encode(name) for name in removed]))
+        if len(fields) > MAX_ELEMENTS:
+            rule = f"must be at most {MAX_ELEMENTS:,} fields in one call"
+            raise InvalidArgumentError("remove", len(fields), rule)
+        return fields
 
     def append_change(
         self,
@@ -99,9 +115,11 @@ class Partial:
         ttl: TTL,
         scope: int = 0,
     ) -> Change:
-        """The change that merges encoded fields."""
-        parts = [len(fields).to_bytes(2, "big")]
-        for pair in fields.items():
+        """The change that merges encoded fields; one that is removed as well is removed."""
+        gone = frozenset(removed)
+        kept = {name: value for name, value in fields.items() if name not in gone}
+        parts = [len(kept).to_bytes(2, "big")]
+        for pair in kept.items():
             parts += [len(part).to_bytes(4, "big") + part for part in pair]
         parts.append(len(removed).to_bytes(2, "big"))
         parts += [len(part).to_bytes(4, "big") + part for part in removed]
@@ -158,14 +176,14 @@ class Partial:
                 continue
             try:
                 found = yield from self.reads.find(scope, key)
-                if found is None:
+                if found is None or found.stored.kind == Kind.LIST:
                     continue
                 changed, guard = yield from self.converted_list(
-                    scope_key, key, field, found, elements, ttl, "append"
+                    scope_key, key, field, found, items, ttl
                 )
                 commit = self.core.commit((scope_key,), (changed,), (guard,))
-                yield from self.core.carry_out(commit)
-                return len(found.value) + len(elements)
+                yield from self._convert(commit, found)
+                return len(found.value) + len(items)
             except ConflictError:
                 yield Pause(backoff.next_s())
         raise ConflictError(None, None, [(scope_key.scope.text, key, None, None)])
@@ -183,7 +201,7 @@ class Partial:
         scope_key = self.core.scope_key(scope)
         field = field_of(scope_key, key)
         resolved = self.core.rules.resolve(scope_key.scope, key, state_class)
-        gone = [self.core.values.codec.encode(name) for name in removed]
+        gone = self.removals(removed)
         if not mapping and not gone:
             raise InvalidArgumentError("mapping", mapping, "must set or remove at least one field")
         backoff = Backoff()
@@ -199,13 +217,13 @@ class Partial:
                 continue
             try:
                 found = yield from self.reads.find(scope, key)
-                if found is None:
+                if found is None or found.stored.kind == Kind.MAP:
                     continue
                 changed, guard, size = yield from self.converted_map(
-                    scope_key, key, field, found, fields, gone, ttl, "merge"
+                    scope_key, key, field, found, mapping, gone, ttl
                 )
                 commit = self.core.commit((scope_key,), (changed,), (guard,))
-                yield from self.core.carry_out(commit)
+                yield from self._convert(commit, found)
                 return size
             except ConflictError:
                 yield Pause(backoff.next_s())
@@ -225,29 +243,32 @@ class Partial:
             return wrong
         return int(done.results[0])
 
+    def _convert(self, commit: Commit, found: Found) -> Steps[None]:
+        state_class = StateClass(found.stored.state_class)
+        yield from self.core.carry_out(commit, self.core.ack_for(state_class, None))
+
     def converted_list(
         self,
         scope: ScopeKey,
         key: str,
         field: bytes,
         found: Found,
-        added: Sequence[bytes],
+        added: Sequence[Any],
         ttl: TTL,
-        operation: str,
-        place: int = 0,
     ) -> Steps[tuple[Change, Condition]]:
-        """The change that turns a list that was set as a whole into elements, with more behind."""
+        """The change that turns a list that was set as a whole into elements, with more behind.
+
+        Old and new elements alike are encoded as the class of the record wants it.
+        """
         if type(found.value) is not list:
-            raise WrongKindError(
-                scope.scope.text, key, type(found.value).__name__, operation
-            )
+            raise WrongKindError(scope.scope.text, key, type(found.value).__name__, "append")
         state_class = StateClass(found.stored.state_class)
         encode, name = self.core.values.encode_element, scope.scope.text
-        elements = [encode(item, state_class, name, key) for item in found.value]
-        staged = yield from stage(self.core, scope, Kind.LIST, [*elements, *added])
+        elements = [encode(item, state_class, name, key) for item in (*found.value, *added)]
+        staged = yield from stage(self.core, scope, Kind.LIST, elements)
         header = b"\xdd" + staged.count.to_bytes(4, "big")
-        whole = b"".join((header, *elements, *added))
-        return self._adoption(staged, field, found, whole, state_class, ttl, place)
+        whole = b"".join((header, *elements))
+        return self._adoption(staged, field, found, whole, state_class, ttl)
 
     def converted_map(
         self,
@@ -255,25 +276,21 @@ class Partial:
         key: str,
         field: bytes,
         found: Found,
-        fields: Mapping[bytes, bytes],
+        mapping: Mapping[Any, Any],
         removed: Sequence[bytes],
         ttl: TTL,
-        operation: str,
-        place: int = 0,
     ) -> Steps[tuple[Change, Condition, int]]:
         """The change that turns a dict that was set as a whole into fields, and merges into it."""
         if type(found.value) is not dict:
-            raise WrongKindError(
-                scope.scope.text, key, type(found.value).__name__, operation
-            )
+            raise WrongKindError(scope.scope.text, key, type(found.value).__name__, "merge")
         state_class = StateClass(found.stored.state_class)
-        merged = self.fields(scope, key, found.value, state_class) | dict(fields)
+        merged = self._encoded(scope, key, {**found.value, **mapping}, state_class)
         for name in removed:
             merged.pop(name, None)
         staged = yield from stage(self.core, scope, Kind.MAP, merged)
         header = b"\xdf" + staged.count.to_bytes(4, "big")
         whole = header + b"".join(part for pair in merged.items() for part in pair)
-        changed, guard = self._adoption(staged, field, found, whole, state_class, ttl, place)
+        changed, guard = self._adoption(staged, field, found, whole, state_class, ttl)
         return changed, guard, len(merged)
 
     def _adoption(
@@ -284,10 +301,11 @@ class Partial:
         whole: bytes,
         state_class: StateClass,
         ttl: TTL,
-        place: int,
     ) -> tuple[Change, Condition]:
         mode, milliseconds = self.core.expiry(ttl, state_class)
-        logged = whole if len(whole) <= LOGGED_LIMIT and state_class != StateClass.SENSITIVE else b""
+        logged = (
+            whole if len(whole) <= LOGGED_LIMIT and state_class != StateClass.SENSITIVE else b""
+        )
         changed = adopt(
             staged,
             field,
@@ -295,10 +313,7 @@ class Partial:
             schema_version=found.stored.schema_version,
             ttl_mode=mode,
             ttl_ms=milliseconds,
-            scope=place,
             logged=logged,
         )
-        guard = condition(
-            ConditionMode.REVISION, field, found.stored.revision, scope=place
-        )
+        guard = condition(ConditionMode.REVISION, field, found.stored.revision)
         return changed, guard

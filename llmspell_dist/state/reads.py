@@ -14,6 +14,8 @@ from llmspell_dist.errors import (
     WrongKindError,
 )
 from llmspell_dist.records import (
+    FORMAT,
+    MIN_HEADER,
     Head,
     Kind,
     StoredRecord,
@@ -25,6 +27,7 @@ from llmspell_dist.redis.commands import Command, ScriptCall
 from llmspell_dist.redis.resp import pack
 from llmspell_dist.redis.scripts import load_script
 from llmspell_dist.revision import from_ms
+from llmspell_dist.keys import scoped_field
 from llmspell_dist.state.core import checked_keys, field_of
 from llmspell_dist.state.model import Record, ScopeStat
 from llmspell_dist.typed import from_builtin
@@ -48,6 +51,10 @@ _VALUE, _NUMBER = int(Kind.VALUE), int(Kind.NUMBER)
 _LIST, _MAP, _BLOB = int(Kind.LIST), int(Kind.MAP), int(Kind.BLOB)
 
 
+NOT_PLAIN: Final = object()
+"""What `Reads.plain` gives for a record that needs a closer look."""
+
+
 class Found(NamedTuple):
     """A live record with its decoded value."""
 
@@ -60,17 +67,41 @@ class Reads:
 
     def __init__(self, core: Core) -> None:
         self.core = core
+        self._decode_value = core.values.codec.decode
 
     # --- one key
 
-    def get(self, scope: str | Scope, key: str, default: Any, as_type: type | None) -> Steps[Any]:
-        """The value of a key, or the default."""
-        found = yield from self.find(scope, key)
+    def get_request(self, scope: str | Scope, key: str) -> bytes:
+        """The request whose reply `plain` or `get` read."""
+        scope_key = self.core.scope_key(scope)
+        field = scoped_field(scope_key.scope, key)
+        return b"%b$%d\r\n%b\r\n" % (scope_key.hget, len(field), field)
+
+    def plain(self, raw: bytes) -> Any:
+        """The value of a record that is all there and cannot have expired, else `NOT_PLAIN`.
+
+        This is what nearly every read comes to; `get` does the rest, errors included.
+        """
+        if len(raw) > MIN_HEADER and raw[0] == FORMAT and raw[1] >> 4 == _VALUE and raw[2] <= 1:
+            try:
+                return self._decode_value(raw[21 if raw[2] else MIN_HEADER :])
+            except (CodecError, LimitError):
+                return NOT_PLAIN
+        return NOT_PLAIN
+
+    def get(
+        self, scope: str | Scope, key: str, raw: bytes | None, default: Any, as_type: type | None
+    ) -> Steps[Any]:
+        """The value of a key of which a plain read gave `raw`, or the default."""
+        scope_key = self.core.scope_key(scope)
+        found = yield from self.judge(scope_key, key, field_of(scope_key, key), raw)
         if found is None:
             return default
         return found.value if as_type is None else from_builtin(as_type, found.value)
 
-    def get_record(self, scope: str | Scope, key: str, as_type: type | None) -> Steps[Record | None]:
+    def get_record(
+        self, scope: str | Scope, key: str, as_type: type | None
+    ) -> Steps[Record | None]:
         """The value of a key with all that is known about it."""
         found = yield from self.find(scope, key)
         return None if found is None else self.record(scope, key, found, as_type)
@@ -219,7 +250,8 @@ class Reads:
                 return []
             stored = unpack_record(raw, scope_key.scope.text, key)
             if stored.kind != _LIST:
-                value = yield from self.get(scope, key, None, None)
+                found = yield from self.find(scope, key)
+                value = None if found is None else found.value
                 if type(value) is not list:
                     kind = Kind(stored.kind).name.lower()
                     raise WrongKindError(scope_key.scope.text, key, kind, "get_slice")
@@ -292,9 +324,9 @@ class Reads:
         arguments = (b"%d" % INLINE_BYTES, b"%d" % ALL_KEYS, b"%d" % ALL_BYTES)
         call = ScriptCall(load_script("read"), (scope_key.hash,), arguments, bulk=True)
         answer = yield call
+        meta = unpack_meta(answer[1], scope_key.scope.text)
         rest = answer[2:]
         if len(rest) == 1 and rest[0].startswith(b"TOOLARGE"):
-            meta = unpack_meta(answer[1], scope_key.scope.text)
             if meta.count > ALL_KEYS:
                 raise LimitError("keys in get_all (use items())", meta.count, ALL_KEYS)
             raise LimitError("bytes in get_all (use items())", meta.size, ALL_BYTES)
@@ -313,7 +345,8 @@ class Reads:
         """How many keys a scope has."""
         scope_key = self.core.scope_key(scope)
         keys = (scope_key.hash, self.core.keyspace.ttl(scope_key.scope))
-        counted, _ = yield ScriptCall(load_script("count"), keys, ())
+        counted, raw = yield ScriptCall(load_script("count"), keys, ())
+        unpack_meta(raw, scope_key.scope.text)
         return int(counted)
 
     def stat(self, scope: str | Scope) -> Steps[ScopeStat]:
@@ -334,5 +367,3 @@ class Reads:
 
 def _triples(flat: Sequence[Any]) -> Iterator[tuple[bytes, bytes, list[bytes] | None]]:
     return zip(flat[::3], flat[1::3], flat[2::3], strict=True)
-
-

@@ -199,9 +199,7 @@ class Scopes:
         done = yield from self.core.carry_out(commit)
         return done.results.count(b"1")
 
-    def _transfer_large(
-        self, source: ScopeKey, target: ScopeKey, move: bool
-    ) -> Steps[int]:
+    def _transfer_large(self, source: ScopeKey, target: ScopeKey, move: bool) -> Steps[int]:
         """In batches, each atomic; a key that is moved is in exactly one of the scopes throughout."""
         total, cursor = 0, None
         while True:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from llmspell_dist.changes import Op
 from llmspell_dist.records import Kind
 from llmspell_dist.redis.commands import Command, ScriptCall
-from llmspell_dist.redis.commits import Change, change
+from llmspell_dist.redis.commits import Change, StagedElementsLostError, change
 from llmspell_dist.redis.scripts import load_script
 
 if TYPE_CHECKING:
@@ -74,7 +74,9 @@ def stage(
             ScriptCall(script, (key,), (name, b"%d" % (start // width), *batch), bulk=True)
         )
         if len(calls) == TOGETHER or at >= len(flat):
-            yield calls
+            replies = yield calls
+            if min(replies) < 0:
+                raise StagedElementsLostError
             calls = []
     return Staged(kind, generation, count, size)
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmspell_dist.changes import Op
-from llmspell_dist.classes import StateClass
+from llmspell_dist.classes import BEHAVIOURS, StateClass
 from llmspell_dist.codec import is_number
 from llmspell_dist.errors import InvalidArgumentError, WrongKindError
 from llmspell_dist.redis.commits import (
@@ -27,7 +27,7 @@ from llmspell_dist.redis.commits import (
 from llmspell_dist.revision import Revision
 from llmspell_dist.state.core import checked_keys, field_of
 from llmspell_dist.state.staging import INLINE_LIMIT
-from llmspell_dist.state.writes import check_schema_version
+from llmspell_dist.state.writes import added, check_schema_version
 from llmspell_dist.ttl import KEEP, ttl_ms
 from llmspell_dist.typed import from_builtin
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from llmspell_dist.state.partial import Partial
     from llmspell_dist.state.reads import Found, Reads
     from llmspell_dist.state.steps import Steps
+    from llmspell_dist.state.values import Encoded
     from llmspell_dist.state.writes import Writes
     from llmspell_dist.ttl import TTL
 
@@ -51,11 +52,22 @@ class _Pending:
 
     op: Op
     value: Any = None
-    """set: the value; increment: the addend; append: the elements; merge: the fields."""
+    """set: the encoded value; increment: the addend; append: the elements; merge: the fields."""
     removed: tuple[Any, ...] = ()
     ttl: TTL = KEEP
     state_class: StateClass | None = None
     schema_version: int = 1
+
+
+class _Large(NamedTuple):
+    """A value that must be laid down before the commit that adopts it."""
+
+    at: int
+    """Its position among the changes."""
+    place: _Place
+    encoded: Encoded
+    state_class: StateClass
+    schema_version: int
 
 
 _Place = tuple["ScopeKey", str]
@@ -94,6 +106,7 @@ class TransactionSteps:
 
     def get_many(self, scope: str | Scope, keys: Iterable[str]) -> Steps[dict[str, Any]]:
         """The values of those of the keys that have one."""
+        self._check_open()
         scope_key = self.core.scope_key(scope)
         fields = checked_keys(scope_key, keys)
         unread = {
@@ -119,7 +132,7 @@ class TransactionSteps:
     def _current(self, place: _Place) -> Steps[tuple[bool, Any]]:
         pending = self._pending.get(place)
         if pending is not None and pending.op == Op.SET:
-            return True, pending.value
+            return True, self._decoded(place, pending)
         if pending is not None and pending.op == Op.DELETE:
             return False, None
         found = yield from self._find(place)
@@ -127,17 +140,25 @@ class TransactionSteps:
             return found is not None, None if found is None else found.value
         return True, self._applied(place, pending, found)
 
-    def _applied(self, place: _Place, pending: _Pending, found: Found | None) -> Any:
+    def _decoded(self, place: _Place, pending: _Pending) -> Any:
+        """A value that waits to be set, as it will come back: no two callers share an object."""
+        kind, flags, payload = pending.value
+        scope, key = place
+        return self.core.values.decode(kind, flags, payload, scope.scope.text, key)
+
+    def _applied(self, place: _Place, pending: _Pending, found: Found | _Value | None) -> Any:
         """What a partial update will make of a value."""
-        value = None if found is None else found.value
         if pending.op == Op.INCREMENT:
-            _must_be(value is None or is_number(value), place, value, "increment")
-            return pending.value if value is None else value + pending.value
+            value = 0 if found is None else found.value
+            _must_be(is_number(value), place, value, "increment")
+            return added(place[0].scope.text, place[1], value, pending.value)
         if pending.op == Op.APPEND:
-            _must_be(value is None or type(value) is list, place, value, "append")
-            return [*(value or ()), *pending.value]
-        _must_be(value is None or type(value) is dict, place, value, "merge")
-        merged = {**(value or {}), **pending.value}
+            value = [] if found is None else found.value
+            _must_be(type(value) is list, place, value, "append")
+            return [*value, *pending.value]
+        value = {} if found is None else found.value
+        _must_be(type(value) is dict, place, value, "merge")
+        merged = {**value, **pending.value}
         for field in pending.removed:
             merged.pop(field, None)
         return merged
@@ -157,20 +178,35 @@ class TransactionSteps:
         place = self._place(scope, key)
         check_schema_version(schema_version)
         resolved = self.core.rules.resolve(place[0].scope, key, state_class)
-        self.core.values.encode(value, resolved, place[0].scope.text, key)
         self.core.expiry(ttl, resolved)
+        self._set(place, value, ttl, resolved, schema_version)
+
+    def _set(
+        self,
+        place: _Place,
+        value: Any,
+        ttl: TTL,
+        state_class: StateClass,
+        schema_version: int,
+    ) -> None:
+        scope, key = place
+        encoded = self.core.values.encode(value, state_class, scope.scope.text, key)
         before = self._pending.get(place)
         if ttl is KEEP and before is not None:
-            ttl = None if before.op == Op.DELETE else before.ttl
-        self._pending[place] = _Pending(Op.SET, value, (), ttl, state_class, schema_version)
+            # After a delete the key begins anew, with no more than what its class gives it.
+            fresh = BEHAVIOURS[state_class].default_ttl
+            ttl = fresh if before.op == Op.DELETE else before.ttl
+        self._pending[place] = _Pending(Op.SET, encoded, (), ttl, state_class, schema_version)
 
     def set_if_absent(
         self, scope: str | Scope, key: str, value: Any, ttl: TTL, state_class: StateClass | None
     ) -> None:
         """Set a key, and let the commit fail if it has a value by then."""
         place = self._place(scope, key)
+        before = self._pending.get(place)
         self.set(scope, key, value, ttl, state_class, 1)
-        self._absent.add(place)
+        if before is None or before.op != Op.DELETE:
+            self._absent.add(place)
 
     def delete(self, scope: str | Scope, key: str) -> None:
         """Remove a key at the commit."""
@@ -186,22 +222,29 @@ class TransactionSteps:
         """Add elements to a list at the commit, without reading it."""
         place = self._place(scope, key)
         resolved = self.core.rules.resolve(place[0].scope, key, None)
+        self.core.expiry(ttl, resolved)
         self.partial.elements(place[0], key, items, resolved)
-        self._fold(place, _Pending(Op.APPEND, items, (), ttl))
+        copies = tuple(map(self.core.values.as_stored, items))
+        self._fold(place, _Pending(Op.APPEND, copies, (), ttl))
 
     def merge(
         self,
         scope: str | Scope,
         key: str,
         mapping: Mapping[Any, Any],
-        removed: tuple[Any, ...],
+        remove: Iterable[Any],
         ttl: TTL,
     ) -> None:
         """Set and remove fields of a map at the commit, without reading it."""
         place = self._place(scope, key)
         resolved = self.core.rules.resolve(place[0].scope, key, None)
-        self.partial.fields(place[0], key, mapping, resolved)
-        self._fold(place, _Pending(Op.MERGE, dict(mapping), removed, ttl))
+        self.core.expiry(ttl, resolved)
+        decode = self.core.values.codec.decode
+        removed = tuple(map(decode, self.partial.removals(remove)))
+        if not self.partial.fields(place[0], key, mapping, resolved) and not removed:
+            raise InvalidArgumentError("mapping", mapping, "must set or remove at least one field")
+        copies = {name: self.core.values.as_stored(value) for name, value in mapping.items()}
+        self._fold(place, _Pending(Op.MERGE, copies, removed, ttl))
 
     def expire(self, scope: str | Scope, key: str, ttl: TTL) -> None:
         """Let a key end after a while, from the commit on; None: let it stay."""
@@ -225,13 +268,11 @@ class TransactionSteps:
         if before.op == Op.TTL:
             later.ttl = ttl
         elif before.op in (Op.SET, Op.DELETE):
-            base = None if before.op == Op.DELETE else _Value(before.value)
-            value = self._applied(place, later, base)  # type: ignore[arg-type]
-            if before.op == Op.DELETE and later.ttl is KEEP:
-                ttl = None
-            later = _Pending(
-                Op.SET, value, (), ttl, before.state_class, before.schema_version
-            )
+            base = None if before.op == Op.DELETE else _Value(self._decoded(place, before))
+            value = self._applied(place, later, base)
+            state_class = self._class_of(place)
+            self._set(place, value, later.ttl, state_class, before.schema_version)
+            return
         elif before.op == later.op == Op.MERGE:
             fields = {name: v for name, v in before.value.items() if name not in later.removed}
             kept = [name for name in before.removed if name not in later.value]
@@ -240,8 +281,8 @@ class TransactionSteps:
         elif before.op == later.op == Op.APPEND:
             later = _Pending(Op.APPEND, (*before.value, *later.value), (), ttl)
         elif before.op == later.op == Op.INCREMENT:
-            later = _Pending(Op.INCREMENT, before.value + later.value, (), ttl)
-            self.writes.increment_change(b"", later.value, KEEP, StateClass.STANDARD)
+            total = added(place[0].scope.text, place[1], before.value, later.value)
+            later = _Pending(Op.INCREMENT, total, (), ttl)
         else:
             kind = before.op.name.lower()
             raise WrongKindError(place[0].scope.text, place[1], kind, later.op.name.lower())
@@ -253,26 +294,23 @@ class TransactionSteps:
         """Carry everything out, or raise and change nothing."""
         self._check_open()
         self.closed = True
-        whole: set[_Place] = set()
+        scopes: dict[ScopeKey, int] = {}
+        for scope, _ in (*self._pending, *self._read, *self._absent):
+            scopes.setdefault(scope, len(scopes))
+        if not scopes:
+            return None
+        whole: dict[_Place, Found | None] = {}
         classes: dict[_Place, StateClass] = {}
         while True:
-            scopes: dict[ScopeKey, int] = {}
-            for scope, _ in (*self._pending, *self._read, *self._absent):
-                scopes.setdefault(scope, len(scopes))
-            if not scopes:
-                return None
-            places = list(self._pending)
-            changes: list[Change] = []
-            ack = self.ack
-            for place in places:
-                state_class = classes.get(place) or self._class_of(place)
-                ack = ack or self.core.ack_for(state_class, None)
-                if place in whole:
-                    yield from self._find(place)
-                changes.append(
-                    (yield from self._build(place, state_class, scopes[place[0]], place in whole))
-                )
+            for place, pending in self._pending.items():
+                state_class = classes.setdefault(place, self._class_of(place))
+                if pending.op == Op.INCREMENT and BEHAVIOURS[state_class].encrypt:
+                    yield from self._read_whole(place, whole)
+            changes = yield from self._changes(scopes, classes, whole)
             commit = self.core.commit(tuple(scopes), changes, self._conditions(scopes))
+            ack = self.ack
+            for state_class in classes.values():
+                ack = ack or self.core.ack_for(state_class, None)
             try:
                 done = yield from self.core.carry_out(commit, ack)
             except WrongKindError as wrong:
@@ -280,14 +318,53 @@ class TransactionSteps:
                 place = self._pending_place(wrong.scope, wrong.key)
                 if place in whole or wrong.kind not in ("value", "blob"):
                     raise
-                whole.add(place)
+                yield from self._read_whole(place, whole)
             except ClassChangedError as changed:
-                for place in places:
-                    if self._pending[place].op in (Op.APPEND, Op.MERGE):
-                        classes[place] = StateClass(changed.state_class)
+                place = self._pending_place(changed.scope, changed.key)
+                classes[place] = StateClass(changed.state_class)
             else:
                 self.revision = done.revision
                 return done.revision
+
+    def _read_whole(self, place: _Place, whole: dict[_Place, Found | None]) -> Steps[None]:
+        """Read a value that is to be rewritten; it must not change until the commit.
+
+        Read again even if the transaction did before: what it returned then the caller may have
+        changed. The condition stays on the revision that was read first.
+        """
+        if place not in whole:
+            whole[place] = yield from self.reads.find(place[0].scope, place[1])
+            self._read.setdefault(place, whole[place])
+
+    def _changes(
+        self,
+        scopes: Mapping[ScopeKey, int],
+        classes: Mapping[_Place, StateClass],
+        whole: Mapping[_Place, Found | None],
+    ) -> Steps[list[Change]]:
+        """The changes of all keys; what is too large for them is laid down once all is checked."""
+        changes: list[Change] = []
+        large: list[_Large] = []
+        for place, pending in self._pending.items():
+            at = scopes[place[0]]
+            built = self._build(place, pending, classes[place], at, len(changes), whole)
+            if isinstance(built, _Large):
+                large.append(built)
+                built = change(Op.ADOPT, place[1].encode(), b"")
+            changes.append(built)
+        self.core.commit(tuple(scopes), changes, self._conditions(scopes))
+        for one in large:
+            scope, key = one.place
+            changes[one.at] = yield from self.writes.large_change(
+                scope,
+                key.encode(),
+                one.encoded,
+                self._pending[one.place].ttl,
+                one.state_class,
+                one.schema_version,
+                scopes[scope],
+            )
+        return changes
 
     def _check_open(self) -> None:
         if self.closed:
@@ -310,9 +387,7 @@ class TransactionSteps:
                 one = condition(ConditionMode.ABSENT, key.encode(), scope=scopes[scope])
             else:
                 revision = found.stored.revision
-                one = condition(
-                    ConditionMode.REVISION, key.encode(), revision, scope=scopes[scope]
-                )
+                one = condition(ConditionMode.REVISION, key.encode(), revision, scope=scopes[scope])
             conditions.append(one)
         conditions += [
             condition(ConditionMode.ABSENT, key.encode(), scope=scopes[scope])
@@ -321,35 +396,39 @@ class TransactionSteps:
         return conditions
 
     def _build(
-        self, place: _Place, state_class: StateClass, at: int, whole: bool
-    ) -> Steps[Change]:
+        self,
+        place: _Place,
+        pending: _Pending,
+        state_class: StateClass,
+        at: int,
+        position: int,
+        whole: Mapping[_Place, Found | None],
+    ) -> Change | _Large:
         """The change of one key."""
-        (scope, key), pending = place, self._pending[place]
+        (scope, key), op = place, pending.op
         field = key.encode()
-        if pending.op == Op.DELETE:
+        if op == Op.DELETE:
             return change(Op.DELETE, field, b"", scope=at)
-        if pending.op == Op.TTL:
+        if op == Op.TTL:
             milliseconds = ttl_ms(pending.ttl)
             mode = TTLMode.DROP if milliseconds is None else TTLMode.SET
             return change(Op.TTL, field, b"", ttl_mode=mode, ttl_ms=milliseconds or 0, scope=at)
-        if pending.op == Op.INCREMENT:
-            return self.writes.increment_change(field, pending.value, pending.ttl, state_class, at)
-        value, schema_version = pending.value, pending.schema_version
-        if pending.op in (Op.APPEND, Op.MERGE):
-            if not whole:
-                return self._partial_change(place, pending, state_class, at)
-            found = self._read[place]
+        schema_version = pending.schema_version
+        if op == Op.SET:
+            encoded: Encoded = pending.value
+        elif place in whole:
+            found = whole[place]
             value = self._applied(place, pending, found)
             if found is not None:
                 state_class = StateClass(found.stored.state_class)
                 schema_version = found.stored.schema_version
-        encoded = self.core.values.encode(value, state_class, scope.scope.text, key)
+            encoded = self.core.values.encode(value, state_class, scope.scope.text, key)
+        elif op == Op.INCREMENT:
+            return self.writes.increment_change(field, pending.value, pending.ttl, state_class, at)
+        else:
+            return self._partial_change(place, pending, state_class, at)
         if len(encoded.payload) > INLINE_LIMIT:
-            return (
-                yield from self.writes.large_change(
-                    scope, field, encoded, pending.ttl, state_class, schema_version, at
-                )
-            )
+            return _Large(position, place, encoded, state_class, schema_version)
         return self.core.set_change(at, field, encoded, pending.ttl, state_class, schema_version)
 
     def _partial_change(
@@ -360,7 +439,7 @@ class TransactionSteps:
             elements = self.partial.elements(scope, key, pending.value, state_class)
             return self.partial.append_change(field, elements, state_class, pending.ttl, at)
         fields = self.partial.fields(scope, key, pending.value, state_class)
-        removed = [self.core.values.codec.encode(name) for name in pending.removed]
+        removed = self.partial.removals(pending.removed)
         return self.partial.merge_change(field, fields, removed, state_class, pending.ttl, at)
 
 

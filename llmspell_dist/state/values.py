@@ -91,6 +91,10 @@ class Values:
         payload = self._pack(value)
         return self.encrypt(payload, scope, key) if behaviour.encrypt else payload
 
+    def as_stored(self, value: Any) -> Any:
+        """The value as it will come back: a copy that no longer follows the caller's object."""
+        return self.codec.decode(self._pack(value))
+
     def _pack(self, value: Any) -> bytes:
         try:
             return self.codec.encode(value)
@@ -142,7 +146,9 @@ class Values:
                 with zstandard.ZstdDecompressor().stream_reader(payload) as reader:
                     payload = reader.read(most + 1)
             except zstandard.ZstdError as error:
-                raise CorruptRecordError(scope, key, f"its value cannot be unpacked: {error}") from None
+                raise CorruptRecordError(
+                    scope, key, f"its value cannot be unpacked: {error}"
+                ) from None
             if len(payload) > most:
                 raise LimitError("bytes of a value", len(payload), most, f"{scope} {key}")
         return payload

@@ -7,6 +7,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from llmspell_dist.changes import Op
+from llmspell_dist.classes import BEHAVIOURS
 from llmspell_dist.codec import encode_number, is_number
 from llmspell_dist.errors import (
     ConflictError,
@@ -15,7 +16,8 @@ from llmspell_dist.errors import (
     UpdateConflictError,
 )
 from llmspell_dist.records import Kind
-from llmspell_dist.redis.commits import ConditionMode, TTLMode, change, condition
+from llmspell_dist.keys import scoped_field
+from llmspell_dist.redis.commits import Commit, ConditionMode, TTLMode, change, condition
 from llmspell_dist.redis.retry import Backoff
 from llmspell_dist.revision import Revision
 from llmspell_dist.state.core import MAX_BATCH, checked_keys, field_of
@@ -60,6 +62,30 @@ class Writes:
         self.reads = reads
 
     # --- one key
+
+    def plain_set(
+        self,
+        scope: str | Scope,
+        key: str,
+        value: Any,
+        ttl: TTL,
+        state_class: StateClass | None,
+        schema_version: int,
+        ack: Ack | None,
+    ) -> Commit | None:
+        """The commit that sets a key, if it is one request and waits for nothing; else None."""
+        core = self.core
+        scope_key = core.scope_key(scope)
+        field = scoped_field(scope_key.scope, key)
+        resolved = core.rules.resolve(scope_key.scope, key, state_class)
+        if ack is not None or BEHAVIOURS[resolved].durable_ack:
+            return None
+        encoded = core.values.encode(value, resolved, scope_key.scope.text, key)
+        if len(encoded.payload) > INLINE_LIMIT:
+            return None
+        check_schema_version(schema_version)
+        one = core.set_change(0, field, encoded, ttl, resolved, schema_version)
+        return Commit.of_one(scope_key, one, core.meta())
 
     def set(
         self,
@@ -130,9 +156,7 @@ class Writes:
         guard = (ConditionMode.ABSENT, None)
         try:
             return (
-                yield from self.set(
-                    scope, key, value, ttl, state_class, schema_version, ack, guard
-                )
+                yield from self.set(scope, key, value, ttl, state_class, schema_version, ack, guard)
             )
         except ConflictError:
             return None
@@ -266,9 +290,7 @@ class Writes:
         done = yield from core.carry_out(commit, durable)
         return _revision(done.revision)
 
-    def delete_many(
-        self, scope: str | Scope, keys: Iterable[str], ack: Ack | None
-    ) -> Steps[int]:
+    def delete_many(self, scope: str | Scope, keys: Iterable[str], ack: Ack | None) -> Steps[int]:
         """Remove up to 1,000 keys in one step; how many were there."""
         scope_key = self.core.scope_key(scope)
         fields = dict.fromkeys(checked_keys(scope_key, keys).values())

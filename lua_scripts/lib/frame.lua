@@ -10,11 +10,11 @@ local function frame_head(op, kind_class, flags, schema, key, size)
 end
 
 -- head: the first eleven bytes; expires: six bytes or ''
+-- named: whether the frame before was of the same scope
 local function frame(head, s, named, previous, expires, key, payload)
   local scope_part = '\0\0'
   local scope_text = ''
-  if named.last ~= s then
-    named.last = s
+  if not named then
     scope_part, scope_text = p16(#s.text), s.text
   end
   if expires == '' then

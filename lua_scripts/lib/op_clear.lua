@@ -1,7 +1,8 @@
 --- @include "lib/op_set"
 --- @include "lib/revision"
 -- clear: every key of the scope goes at once, whatever their number; the scope's `$$` stays.
--- Elements of lists, maps and large values are left to the sweeper. Result: how many keys there were.
+-- Elements of lists, maps and large values are left to the sweeper. Result: how many keys there were,
+-- without those that had expired.
 local function apply_clear(p, revision)
   local s = p.s
   local generations = s.key .. ':g'
@@ -22,8 +23,9 @@ local function op_clear(s, head, key, payload)
   if s.count == 0 then
     return { result = '0' }
   end
+  local live_keys = s.count - redis.call('ZCOUNT', s.key .. ':ttl', '-inf', format('%.0f', now()))
   return {
-    s = s, key = '', expires = '', old_rev = NONE10, apply = apply_clear, result = format('%.0f', s.count),
+    s = s, key = '', expires = '', old_rev = NONE10, apply = apply_clear, result = format('%.0f', live_keys),
     log_head = frame_head(CLEARED, 0, 0, '\0\0', '', 4), logged = p32(s.count),
   }
 end

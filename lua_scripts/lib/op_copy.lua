@@ -7,11 +7,13 @@ local function apply_copy(p, revision)
   local s = p.s
   if p.generation then
     local from, to = generation_key(p.source, p.source_generation), generation_key(s, p.generation)
-    if p.move then
-      redis.call('RENAME', from, to)
-      redis.call('SREM', p.source.key .. ':g', p.source_generation)
-    else
+    if not p.move then
       redis.call('COPY', from, to)
+    else
+      if redis.call('EXISTS', from) == 1 then -- a map without fields has none
+        redis.call('RENAME', from, to)
+      end
+      redis.call('SREM', p.source.key .. ':g', p.source_generation)
     end
     add_generation(s, p.generation)
     s.size = s.size + p.grown
@@ -30,9 +32,11 @@ local function apply_moved_away(p)
 end
 
 local function op_copy(s, head, key, payload, old, gone, scopes)
-  local source = scopes[u16(payload, 1)]
-  local from = live(source, key)
-  if not from then
+  local source = scopes[u16(payload, 1) + 1]
+  local from, _, problem = live(source, key)
+  if problem then
+    return nil, problem
+  elseif not from then
     return { result = '0' }
   end
   local kind_class, flags = byte(from, 2, 3)

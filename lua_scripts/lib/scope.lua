@@ -3,6 +3,7 @@
 -- Writes wait until all items are done, so that a group touches each hash once.
 local META_NEW = '\1' .. string.rep('\0', 31)
 local COMPOSITE = 48 -- kind and class of a record from here on: its elements lie in a sibling key
+local SHORTEST = { [0] = 15, 21, 21, 27 } -- bytes of a record's header by its flags for created and expiry
 local GRACE_MS = 10000 -- how long a replaced generation stays for readers that hold its head
 local EMPTY_SCOPE_MS = 86400000 -- when the sweeper looks whether an empty scope can be forgotten
 
@@ -33,6 +34,8 @@ local function fetch_scope(s)
   recs['$$'] = nil
   if not meta then
     s.new, meta = true, META_NEW
+  elseif #meta < 32 or byte(meta, 1) ~= 1 then
+    s.damaged, meta = true, META_NEW -- its records can be read, but not written, because nobody could count them
   end
   s.rev, s.count, s.size, s.tail = sub(meta, 2, 11), u32(meta, 12), u48(meta, 16), sub(meta, 22)
   s.first_rev = s.rev
@@ -44,11 +47,11 @@ local function live(s, key)
   if not r then
     return nil
   end
-  local version, _, flags = byte(r, 1, 3)
-  if version ~= 1 then
+  local version, kind_class, flags = byte(r, 1, 3)
+  flags = flags and flags % 4
+  if version ~= 1 or not flags or #r < SHORTEST[flags] + (kind_class >= COMPOSITE and 11 or 0) or kind_class >= 96 then
     return nil, nil, 'CORRUPT'
   end
-  flags = flags % 4
   if flags >= 2 and u48(r, flags == 3 and 22 or 16) <= now() then
     return nil, r
   end

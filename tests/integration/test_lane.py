@@ -195,9 +195,13 @@ async def test_a_busy_script_is_waited_for(own_server: Callable[..., Any]) -> No
     ):
         await control.submit(pack("CONFIG", "SET", "lua-time-limit", "1"))
         hanging = control.bulk.execute(ScriptCall(HANG, (), (), write=True))
-        with pytest.raises(StoreBusyError, match="BUSY"):
+
+        async def until_busy() -> None:
             while True:
                 await lanes.submit(echo("x"))
+
+        with pytest.raises(StoreBusyError, match="BUSY"):
+            await until_busy()
         with pytest.raises(StoreBusyError) as caught:
             await lanes.commit(add("n"))
         assert not caught.value.may_have_happened

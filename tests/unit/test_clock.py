@@ -96,7 +96,7 @@ def test_an_older_sample_is_ignored() -> None:
     expires_in=st.floats(-5, 5),
 )
 def test_a_verdict_is_never_wrong(
-    offset: float, there: float, back: float, later: float, drift: float, expires_in: float
+    *, offset: float, there: float, back: float, later: float, drift: float, expires_in: float
 ) -> None:
     """Whatever the delays and the drift, ALIVE and EXPIRED agree with the server's true time."""
     time = Time()

@@ -49,7 +49,8 @@ def test_url_names_a_server(url: str, facts: dict[str, Any]) -> None:
      "redis://:hunter2@h/x", "redis://:hunter2@h?nope=1", "redis://h?password=hunter2&db=-1",
      "redis://:hunter2@h#x", "unix://", "unix://:hunter2@host/x", "memory://:hunter2@x",
      "embedded://hunter2/x", "redis://:hunter2@h?protocol=4", "redis://:hunter2@h?call_timeout=nan",
-     "rediss://:hunter2@h?ssl_cert_reqs=x", "redis://:hunter2@[h", "redis://h?socket_timeout=0", None],
+     "rediss://:hunter2@h?ssl_cert_reqs=x", "redis://:hunter2@[h", "redis://h?socket_timeout=0",
+     None],
 )  # fmt: skip
 def test_bad_url_is_refused_without_showing_the_password(url: Any) -> None:
     """Neither in the message nor in what chains to it."""
@@ -103,10 +104,10 @@ def test_options_hide_the_cipher_and_make_the_codec() -> None:
     """A cipher holds keys; its repr is not ours to trust."""
 
     class Cipher:
-        def encrypt(self, plaintext: bytes, *, associated_data: bytes) -> bytes:
+        def encrypt(self, plaintext: bytes, *, associated_data: bytes) -> bytes:  # noqa: ARG002
             return plaintext
 
-        def decrypt(self, ciphertext: bytes, *, associated_data: bytes) -> bytes:
+        def decrypt(self, ciphertext: bytes, *, associated_data: bytes) -> bytes:  # noqa: ARG002
             return ciphertext
 
         def __repr__(self) -> str:

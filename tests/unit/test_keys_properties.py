@@ -35,6 +35,7 @@ SHARDS = st.sampled_from([1, 256])
 
 
 def nfc(text: str) -> str:
+    """Return the normal form."""
     return unicodedata.normalize("NFC", text)
 
 

@@ -96,7 +96,7 @@ def test_echoed_arguments_are_not_shown() -> None:
 
 
 def test_system_errors_speak_plainly() -> None:
-    """asyncio's and Python's additions are left out."""
+    """What asyncio and Python add is left out."""
     assert system_said(ConnectionRefusedError(111, "Connect call failed ('::1', 1)")) == (
         "Connection refused"
     )

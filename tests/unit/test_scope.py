@@ -100,7 +100,7 @@ def test_scope_is_an_immutable_value() -> None:
     assert hash(scope) == hash(Scope.parse(str(scope)))
     assert scope != "workflow:w/step:s"
     assert eval(repr(scope), {"Scope": Scope}) == scope  # noqa: S307 - our own repr
-    assert sorted([Scope.user("b"), Scope.agent("a")])[0] == Scope.agent("a")
+    assert min([Scope.user("b"), Scope.agent("a")]) == Scope.agent("a")
 
 
 def test_kind_and_parts_must_fit() -> None:

@@ -18,11 +18,15 @@ pytestmark = pytest.mark.unit
 
 
 class Color(Enum):
+    """A type of a user."""
+
     RED = "red"
 
 
 @dataclass
 class Item:
+    """A type of a user."""
+
     name: str
     price: float = 1.0
     color: Color = Color.RED
@@ -30,6 +34,8 @@ class Item:
 
 @dataclass(frozen=True)
 class Order:
+    """A type of a user."""
+
     items: list[Item]
     when: datetime
     notes: dict[str, str | int] = field(default_factory=dict)
@@ -42,15 +48,21 @@ class Order:
 
 
 class Inner(msgspec.Struct):
+    """A type of a user."""
+
     count: int
 
 
 class Outer(msgspec.Struct, rename="camel"):
+    """A type of a user."""
+
     first_part: Inner
     when: datetime
 
 
 class Model(pydantic.BaseModel):
+    """A type of a user."""
+
     size: int
     parts: list[Item] = []
     alias_name: str = pydantic.Field(default="", alias="aliasName")

@@ -1,0 +1,1 @@
+"""The command line, ``llmspell-dist``; the only part that knows the terminal libraries."""

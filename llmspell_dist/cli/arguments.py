@@ -1,0 +1,68 @@
+"""What is typed on the command line, as values: durations, moments, revisions, VALUE."""
+
+from __future__ import annotations
+
+import re
+import sys
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from llmspell_dist.cli.jsonable import parse_json
+from llmspell_dist.errors import InvalidArgumentError, InvalidTTLError
+from llmspell_dist.revision import Revision
+from llmspell_dist.ttl import KEEP, TTL
+
+__all__ = ["parse_expected", "parse_moment", "parse_ttl", "read_value"]
+
+_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
+_PART: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|[smhdw])")
+_DURATION: Final = re.compile(rf"(?:{_PART.pattern})+", re.ASCII)
+# A revision begins with milliseconds since 1970, so that 2026-11 is none.
+_REVISION: Final = re.compile(r"\d{9,}-\d+", re.ASCII)
+_NONE: Final = "none"
+
+
+def parse_ttl(text: str | None) -> TTL:
+    """Return what ``--ttl`` says: 90s, 15m, 2h, 7d, 1h30m, 500ms, seconds, or none."""
+    if text is None:
+        return KEEP
+    if text == _NONE:
+        return None
+    if re.fullmatch(r"\d+", text, re.ASCII) and len(text) < 12:
+        return int(text)
+    if not _DURATION.fullmatch(text) or len(text) > 60:
+        raise InvalidTTLError("--ttl", text, "must be like 90s, 15m, 2h, 7d or 1h30m, or none")
+    seconds = sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(text))
+    try:
+        return timedelta(seconds=seconds)
+    except OverflowError:
+        raise InvalidTTLError("--ttl", text, "must be at most 100 years") from None
+
+
+def parse_expected(text: str) -> Revision | None:
+    """Return what ``--expected`` says; ``none``: that there be no value."""
+    return None if text == _NONE else Revision.parse(text)
+
+
+def parse_moment(text: str) -> Revision | datetime:
+    """Return what ``--at`` says: a revision, or an ISO time (without a zone: of this machine)."""
+    if _REVISION.fullmatch(text):
+        return Revision.parse(text)
+    try:
+        moment = datetime.fromisoformat(text)
+        return moment if moment.tzinfo is not None else moment.astimezone()
+    except (ValueError, OverflowError):
+        rule = "must be a revision (1732374145123-0) or a time (2026-11-23T15:30:00Z)"
+        raise InvalidArgumentError("--at", text, rule) from None
+
+
+def read_value(argument: str, *, as_text: bool) -> Any:
+    """Return the value that VALUE stands for; ``-`` reads it from the standard input."""
+    text = argument
+    if argument == "-":
+        try:
+            text = sys.stdin.buffer.read().decode()
+        except UnicodeDecodeError as error:
+            place = f"byte {error.start} of the standard input"
+            raise InvalidArgumentError("VALUE", place, "must be UTF-8") from None
+    return text if as_text else parse_json(text)

@@ -1,0 +1,94 @@
+"""``doctor``: what is wrong with the server, and what to do about it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+import typer
+
+from llmspell_dist.cli.exits import Exit
+from llmspell_dist.cli.output import Output
+from llmspell_dist.cli.settings import Settings, command
+from llmspell_dist.config import default_url, parse_url
+from llmspell_dist.doctor import CHECKS, Finding, Severity, collect, diagnose
+from llmspell_dist.errors import InvalidArgumentError
+
+__all__ = ["register"]
+
+_MARKS: Final = {
+    Severity.OK: ("✓", "green"),
+    Severity.INFO: ("i", "blue"),
+    Severity.WARNING: ("!", "yellow"),
+    Severity.PROBLEM: ("✗", "bold red"),
+}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    command(app, "doctor")(doctor)
+
+
+async def doctor(
+    settings: Settings,
+    *,
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option("--ignore", metavar="CHECK", help="Leave a check out; can be repeated."),
+    ] = None,
+) -> Exit:
+    """Check the server and say what to do; exit code 10 for problems, 11 for warnings only.
+
+    It writes into a scratch namespace and removes that again. -q shows problems and warnings only.
+    """
+    left_out = ignore or []
+    for name in left_out:
+        if name not in CHECKS:
+            raise InvalidArgumentError("--ignore", name, f"must be one of {', '.join(CHECKS)}")
+    facts = await collect(settings.url, options=settings.options)
+    findings = diagnose(facts, ignore=left_out)
+    worst = max((finding.severity for finding in findings), key=lambda s: s.rank, default=None)
+    if settings.as_json:
+        settings.output.document(
+            {
+                "url": str(parse_url(settings.url or default_url())),
+                "server": {"flavour": facts.flavour, "version": facts.version},
+                "namespace": facts.namespace,
+                "worst": (worst or Severity.OK).value,
+                "findings": [
+                    {
+                        "check": finding.check,
+                        "severity": finding.severity.value,
+                        "found": finding.found,
+                        "advice": finding.advice or None,
+                    }
+                    for finding in findings
+                ],
+            }
+        )
+    else:
+        _show([f for f in findings if not settings.quiet or f.severity.rank > 1], settings.output)
+    if worst is Severity.PROBLEM:
+        return Exit.PROBLEMS
+    return Exit.WARNINGS if worst is Severity.WARNING else Exit.OK
+
+
+def _show(findings: list[Finding], output: Output) -> None:
+    if not output.terminal:
+        output.table((), [(f.severity.value, f.check, f.found, f.advice) for f in findings])
+        return
+    from rich.console import Console  # noqa: PLC0415
+    from rich.padding import Padding  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(width=1)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for finding in findings:
+        mark, style = _MARKS[finding.severity]
+        said = Text(finding.found)
+        if finding.advice:
+            said.append(f"\n→ {finding.advice}", style="dim" if finding.severity.rank < 2 else "")
+        table.add_row(Text(mark, style=style), Text(finding.check, style=style), said)
+    Console().print(Padding(table, (0, 0, 0, 1)))

@@ -1,0 +1,81 @@
+"""Exit codes, and which error has which."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Final
+
+from llmspell_dist.errors import (
+    CipherNotConfiguredError,
+    CodecError,
+    ConflictError,
+    CorruptRecordError,
+    CrossShardError,
+    HistoryDivergedError,
+    HistoryUnavailableError,
+    InvalidArgumentError,
+    LimitError,
+    NamespaceMismatchError,
+    OperationReusedError,
+    SpellError,
+    StoreUnavailableError,
+    WrongKindError,
+)
+
+__all__ = ["EXIT_CODES", "Exit", "exit_of"]
+
+
+class Exit(IntEnum):
+    """What a script can tell from how the command ended."""
+
+    OK = 0
+    NO = 1
+    USAGE = 2
+    CONFLICT = 3
+    UNAVAILABLE = 4
+    DATA = 5
+    PROBLEMS = 10
+    WARNINGS = 11
+    INTERNAL = 70
+    INTERRUPTED = 130
+    PIPE = 141
+
+
+EXIT_CODES: Final[dict[Exit, str]] = {
+    Exit.OK: "done, or yes",
+    Exit.NO: "not found, hidden, or the answer is no",
+    Exit.USAGE: "wrong usage or bad input; nothing was sent",
+    Exit.CONFLICT: "another writer was first; nothing was changed",
+    Exit.UNAVAILABLE: "the server cannot be reached or refuses",
+    Exit.DATA: "the data cannot be given: damaged, no history, no cipher",
+    Exit.PROBLEMS: "doctor found problems",
+    Exit.WARNINGS: "doctor found warnings, no problems",
+    Exit.INTERNAL: "a bug in this program",
+    Exit.INTERRUPTED: "ended by Ctrl-C",
+    Exit.PIPE: "the reader of the output went away",
+}
+"""What each code means, as the help and docs/cli.md have it."""
+
+_BY_ERROR: Final[tuple[tuple[type[SpellError], Exit], ...]] = (
+    (StoreUnavailableError, Exit.UNAVAILABLE),
+    (ConflictError, Exit.CONFLICT),
+    (OperationReusedError, Exit.CONFLICT),
+    (CorruptRecordError, Exit.DATA),
+    (HistoryUnavailableError, Exit.DATA),
+    (HistoryDivergedError, Exit.DATA),
+    (CipherNotConfiguredError, Exit.DATA),
+    (NamespaceMismatchError, Exit.DATA),
+    (InvalidArgumentError, Exit.USAGE),
+    (CodecError, Exit.USAGE),
+    (LimitError, Exit.USAGE),
+    (WrongKindError, Exit.USAGE),
+    (CrossShardError, Exit.USAGE),
+)
+
+
+def exit_of(error: SpellError) -> Exit:
+    """Return the exit code of an error."""
+    for cls, code in _BY_ERROR:
+        if isinstance(error, cls):
+            return code
+    return Exit.INTERNAL

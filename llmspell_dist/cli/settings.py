@@ -1,0 +1,145 @@
+"""The options that every command takes, before or after its name, and how a command runs."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Final, get_type_hints
+
+import typer
+
+from llmspell_dist.cli.exits import Exit
+from llmspell_dist.cli.output import Output
+from llmspell_dist.client import connect
+from llmspell_dist.config import Options, default_namespace
+
+__all__ = ["GLOBALS", "Settings", "command"]
+
+_PANEL: Final = "Options of every command"
+Url = Annotated[
+    str | None,
+    typer.Option(
+        "--url",
+        metavar="URL",
+        help="Server: redis:// rediss:// unix:// embedded:// (default: LLMSPELL_URL, "
+        "else redis://127.0.0.1:6379/0).",
+        rich_help_panel=_PANEL,
+    ),
+]
+Namespace = Annotated[
+    str | None,
+    typer.Option(
+        "--namespace",
+        metavar="NAME",
+        help="Namespace (default: LLMSPELL_NAMESPACE, else llmspell).",
+        rich_help_panel=_PANEL,
+    ),
+]
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="Print one JSON document.", rich_help_panel=_PANEL),
+]
+Quiet = Annotated[
+    bool,
+    typer.Option("--quiet", "-q", help="Print no confirmations.", rich_help_panel=_PANEL),
+]
+GLOBALS: Final[dict[str, tuple[Any, Any]]] = {
+    "url": (Url, None),
+    "namespace": (Namespace, None),
+    "as_json": (Json, False),
+    "quiet": (Quiet, False),
+}
+"""Parameter name: annotation and default."""
+
+
+class CommandLineOptions(Options):
+    """The options of a client that lives for one command."""
+
+    # The fleet's own clients keep house. This one does not know their retention, and would shorten
+    # the log to the default one.
+    housekeeping = False
+    retry_budget = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the options of every command say."""
+
+    url: str | None = None
+    namespace: str | None = None
+    as_json: bool = False
+    quiet: bool = False
+
+    def with_more(
+        self, *, url: str | None, namespace: str | None, as_json: bool, quiet: bool
+    ) -> Settings:
+        """Return these settings with those given after the command's name, which go before."""
+        return replace(
+            self,
+            url=self.url if url is None else url,
+            namespace=self.namespace if namespace is None else namespace,
+            as_json=self.as_json or as_json,
+            quiet=self.quiet or quiet,
+        )
+
+    @property
+    def output(self) -> Output:
+        """Where the answer goes."""
+        return Output(as_json=self.as_json, quiet=self.quiet)
+
+    @property
+    def options(self) -> Options:
+        """The options of the client."""
+        return CommandLineOptions(namespace=self.namespace or default_namespace())
+
+    def connect(self) -> Any:
+        """Return the client, for ``async with``."""
+        return connect(self.url, options=self.options)
+
+
+Body = Callable[..., Exit | Coroutine[Any, Any, Exit]]
+
+
+def command(
+    app: typer.Typer, name: str, *, context_settings: dict[str, Any] | None = None
+) -> Callable[[Body], Body]:
+    """Make a function a command: it gets `Settings` first and returns its exit code.
+
+    The options of every command are added to its own. A coroutine function runs in an event loop.
+    """
+
+    def register(body: Body) -> Body:
+        hints = get_type_hints(body, include_extras=True)
+        own = [
+            parameter.replace(annotation=hints[parameter.name])
+            for parameter in list(inspect.signature(body).parameters.values())[1:]
+        ]
+        everybodys = [
+            inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+            for key, (kind, default) in GLOBALS.items()
+        ]
+        context = inspect.Parameter(
+            "context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
+        )
+        parameters = [context, *own, *everybodys]
+
+        @functools.wraps(body)
+        def run(context: typer.Context, **given: Any) -> None:
+            before = context.find_root().obj or Settings()
+            settings = before.with_more(**{key: given.pop(key) for key in GLOBALS})
+            context.find_root().obj = settings
+            result = body(settings, **given)
+            code: Exit = asyncio.run(result) if inspect.iscoroutine(result) else result
+            if code:
+                raise typer.Exit(int(code))
+
+        del run.__wrapped__  # its signature is not the body's
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        app.command(name, context_settings=context_settings)(run)
+        return body
+
+    return register

@@ -1,0 +1,100 @@
+--- @include "lib/op_set"
+--- @include "lib/op_delete"
+--- @include "lib/op_ttl"
+--- @include "lib/op_increment"
+--- @include "lib/op_append"
+--- @include "lib/op_merge"
+--- @include "lib/op_adopt"
+--- @include "lib/op_clear"
+--- @include "lib/op_copy"
+--- @include "lib/log"
+-- What `commit` needs for anything but a plain set; it reads `scopes`, `log`, `due` and `ring` of commit.lua.
+local OPERATIONS = {
+  [SET] = op_set, [DELETE] = op_delete, [TTL] = op_ttl, [COUNTED] = op_increment, [APPENDED] = op_append,
+  [MERGED] = op_merge, [ADOPTED] = op_adopt, [CLEARED] = op_clear, [10] = op_copy,
+}
+
+-- The outcome that an earlier arrival of the same operation had; a later one in its slot means that it is forgotten.
+local function earlier_outcome(stored, head)
+  if sub(stored, 1, 6) ~= sub(head, 6, 11) then
+    return 'UNKNOWN'
+  elseif sub(stored, 7, 14) ~= sub(head, 12, 19) then
+    return 'REUSED'
+  end
+  return sub(stored, 15)
+end
+
+-- A retry that finds nothing of itself has not happened, unless the ring that would tell is gone.
+local function lost_ring()
+  return redis.call('EXISTS', ring) == 0 and 'UNKNOWN' or nil
+end
+
+-- Conditions: 1 the revision is this, 2 absent, 3 present, 4 the scope's revision is this.
+local function holds(mode, s, key, expected)
+  if mode == 4 then
+    return s.rev == expected, s.rev
+  end
+  local r = live(s, key)
+  local actual = r and sub(r, 6, 15) or NONE10
+  if mode == 2 then
+    return not r, actual
+  elseif mode == 3 then
+    return r, actual
+  end
+  return actual == expected, actual
+end
+
+-- nil if every condition holds, else CONFLICT with the positions of those that do not and what is there.
+local function check(pos, conditions)
+  local conflicts
+  for i = 1, conditions do
+    local condition = ARGV[pos]
+    local ok, actual = holds(byte(condition, 1), scopes[u16(condition, 12) + 1], ARGV[pos + 1], sub(condition, 2, 11))
+    if not ok then
+      conflicts = (conflicts or 'CONFLICT') .. format(' %d=', i - 1) .. show_revision(actual)
+    end
+    pos = pos + 2
+  end
+  return conflicts
+end
+
+-- The plans of one change, or why it is refused.
+local function plan(s, change, key, payload, position)
+  local old, gone, problem = live(s, key)
+  local p
+  if not problem then
+    p, problem = OPERATIONS[byte(change, 1)](s, change, key, payload, old, gone, scopes)
+  end
+  if problem then
+    local kind_class = old and byte(old, 2) or 0
+    return nil, format('%s change=%d kind=%d class=%d revision=%s', problem, position, floor(kind_class / 16),
+      kind_class % 16, show_revision(old and sub(old, 6, 15) or NONE10))
+  end
+  p.trash = sub(log, 1, -4) .. 'trash'
+  return { p, p.also }
+end
+
+local function add_frames(frames, p, named)
+  local s = p.s
+  local earlier = p.old or p.gone
+  local previous = p.old_rev or (earlier and sub(earlier, 6, 15)) or NONE10
+  if p.gone then
+    frames[#frames + 1] = frame(frame_head(EXPIRED, byte(p.gone, 2), 0, sub(p.gone, 4, 5), p.key, 0), s, named == s,
+      previous, p.old_expires, p.key, '')
+    named = s
+  end
+  frames[#frames + 1] = frame(p.log_head, s, named == s, previous, p.expires, p.key, p.logged)
+  return s
+end
+
+-- What to do when the server refused the entry: nil and the outcome, or for what frees memory the id after all.
+local function refused_entry(reply, frames, meta, operation, freeing)
+  local said = reply.err
+  if string.find(said, 'OOM', 1, true) then
+    rest.memory_full = said
+    if freeing then
+      return append_freeing(log, due, concat(frames), meta, operation)
+    end
+  end
+  return nil, 'FAILED ' .. said
+end
