@@ -34,6 +34,7 @@ Samples = dict[str, list[float]]
 
 _MICROSECONDS = 1e6
 _LARGEST_BATCH = 1 << 20
+_CANCEL_AGAIN_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,9 +177,11 @@ async def background(*jobs: Callable[[], Awaitable[None]]) -> AsyncIterator[None
         yield
     finally:
         failed = [task.exception() for task in tasks if task.done() and not task.cancelled()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        # More than once: redis-py can swallow a cancellation, and its job would run for ever.
+        while alive := [task for task in tasks if not task.done()]:
+            for task in alive:
+                task.cancel()
+            await asyncio.wait(alive, timeout=_CANCEL_AGAIN_SECONDS)
     for error in failed:
         if error is not None:
             raise error

@@ -65,12 +65,15 @@ class Assembly:
             yield Command(pack(b"HSETNX", ctl, b"format", FORMAT), "HSETNX")
             yield Command(pack(b"HSETNX", ctl, b"shards", shards), "HSETNX")
             found = yield ask
-        for what, expected, actual in (
-            ("format", FORMAT, int(found[0])),
-            ("shards", core.keyspace.shards, int(found[1])),
-        ):
-            if expected != actual:
-                raise NamespaceMismatchError(namespace, what, expected, actual)
+        stored_format, stored_shards = int(found[0]), int(found[1])
+        if stored_format != FORMAT:
+            raise NamespaceMismatchError(namespace, "format", FORMAT, stored_format)
+        if stored_shards != core.keyspace.shards:
+            if self.options.shards is not None:
+                raise NamespaceMismatchError(
+                    namespace, "shards", self.options.shards, stored_shards
+                )
+            core.use_shards(stored_shards)
         core.durable_ack = yield from self._strongest_ack(info)
 
     def _strongest_ack(self, info: ServerInfo | None) -> Steps[Ack]:
@@ -98,10 +101,10 @@ def complete_options(
 ) -> Options:
     """The options of a client: what is given by name goes before what the options say."""
     if options is None:
-        options = Options(namespace=namespace or default_namespace())
+        options = Options(namespace=default_namespace() if namespace is None else namespace)
     elif namespace is not None:
         options = replace(options, namespace=namespace)
-    name = client_name or options.client_name
+    name = options.client_name if client_name is None else client_name
     if name is None:
         host = "".join(c if c.isascii() and c.isalnum() else "-" for c in socket.gethostname())
         name = f"{host[:64]}:{os.getpid()}"
@@ -125,8 +128,11 @@ def assemble(url: str | None, options: Options) -> Assembly:
     lane_options = LaneOptions(
         call_timeout=target.call_timeout or options.call_timeout,
         connect_timeout=target.connect_timeout or options.connect_timeout,
-        retry_budget=getattr(options, "retry_budget", 10.0),
-        health_check_interval=target.health_check_interval or options.health_check_interval,
+        retry_budget=options.retry_budget,
+        # 0 says never.
+        health_check_interval=target.health_check_interval
+        or options.health_check_interval
+        or float("inf"),
         max_in_flight=options.max_in_flight,
     )
     return Assembly(
@@ -134,6 +140,6 @@ def assemble(url: str | None, options: Options) -> Assembly:
         resolved.resolver,
         lane_options,
         core,
-        getattr(options, "housekeeping", True),
+        options.housekeeping,
         resolved.release,
     )

@@ -26,7 +26,6 @@ __all__ = [
     "URL_VARIABLE",
     "Endpoint",
     "Options",
-    "RetryBudget",
     "default_namespace",
     "default_url",
     "parse_url",
@@ -127,13 +126,17 @@ def parse_url(url: str) -> Endpoint:
         facts["username"] = unquote(parts.username) if parts.username else None
         facts["password"] = unquote(parts.password) if parts.password else None
     facts.update(_query(url, parts.query))
+    if facts.get("username") and facts.get("password") is None:
+        raise _bad(url, "must have a password if it has a user name")
+    if facts["scheme"] != "rediss" and any(name.startswith("ssl_") for name in facts):
+        raise _bad(url, "must begin with rediss:// to have TLS options")
     return Endpoint(**facts)
 
 
 def _place(url: str, parts: SplitResult, host: str | None, port: int | None) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     if parts.scheme in ("redis", "rediss"):
-        path = unquote(parts.path).replace("/", "")
+        path = unquote(parts.path).strip("/")
         if path:
             facts["db"] = _db(url, path)
         facts["host"] = unquote(host) if host else "localhost"
@@ -221,26 +224,6 @@ def _check_int(name: str, value: object, low: int, high: int) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RetryBudget:
-    """How often, and how far apart, a call is tried again when the server is not available."""
-
-    attempts: int = 5
-    """Attempts in all; 1: never again."""
-    base_backoff: float = 0.02
-    """Seconds before the second attempt; doubled, with jitter, before each further one."""
-    max_backoff: float = 1.0
-    """Seconds that no pause exceeds."""
-
-    def __post_init__(self) -> None:
-        _check_int("attempts", self.attempts, 1, 1000)
-        _check_seconds("base_backoff", self.base_backoff, 0.001, 60)
-        _check_seconds("max_backoff", self.max_backoff, 0.001, 3600)
-        if self.max_backoff < self.base_backoff:
-            rule = "must be at least base_backoff"
-            raise InvalidArgumentError("max_backoff", self.max_backoff, rule)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """How a client behaves. Every field is checked, and an error names it."""
 
@@ -250,8 +233,9 @@ class Options:
     connect_timeout: float = 5.0
     """Seconds."""
     call_timeout: float = 5.0
-    """Seconds."""
-    retry: RetryBudget = RetryBudget()
+    """Seconds after which a reply that does not come ends the connection."""
+    retry_budget: float = 10.0
+    """Seconds from the start of a call, over all attempts, until it is given up."""
     max_in_flight: int = 10_000
     """Requests that may wait for their reply at once; further callers wait."""
     health_check_interval: float = 15.0
@@ -265,6 +249,8 @@ class Options:
     codec: Codec | None = None
     """None: one with the two limits above."""
     cipher: ValueCipher | None = field(default=None, repr=False)
+    housekeeping: bool = True
+    """Whether this client takes its turn at removing expired keys and shortening the log."""
     shards: int | None = None
     """None: what the namespace has, or 1 for a new one off cluster and 256 in a cluster."""
 
@@ -282,6 +268,7 @@ class Options:
             raise InvalidArgumentError("client_name", name, rule)
         _check_seconds("connect_timeout", self.connect_timeout, 0.001, 3600)
         _check_seconds("call_timeout", self.call_timeout, 0.001, 3600)
+        _check_seconds("retry_budget", self.retry_budget, 0.001, 3600)
         _check_int("max_in_flight", self.max_in_flight, 1, 1_000_000)
         _check_seconds("health_check_interval", self.health_check_interval, 0, 3600)
         if type(self.protocol) is not int or self.protocol not in (2, 3):
@@ -293,7 +280,6 @@ class Options:
             value = getattr(self, name)
             raise InvalidArgumentError(name, value, error.rule) from None
         kinds: tuple[tuple[str, Any], ...] = (
-            ("retry", RetryBudget),
             ("classes", ClassRules),
             ("retention", Retention),
         )
@@ -301,6 +287,8 @@ class Options:
             if not isinstance(getattr(self, name), kind):
                 rule = f"must be a {kind.__name__}"
                 raise InvalidArgumentError(name, getattr(self, name), rule)
+        if type(self.housekeeping) is not bool:
+            raise InvalidArgumentError("housekeeping", self.housekeeping, "must be a bool")
         if self.codec is not None and not isinstance(self.codec, Codec):
             raise InvalidArgumentError("codec", self.codec, "must be a Codec or None")
         if self.cipher is not None and not isinstance(self.cipher, ValueCipher):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 import msgpack
@@ -93,7 +93,11 @@ def context(
         "traceparent": traceparent,
     }
     outer = current_context()
-    inner = replace(outer, **{name: value for name, value in given.items() if value is not None})
+    inner = CommitContext(
+        **{
+            name: getattr(outer, name) if value is None else value for name, value in given.items()
+        }
+    )
     token = _current.set(inner)
     try:
         yield inner

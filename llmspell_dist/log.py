@@ -10,7 +10,7 @@ from llmspell_dist.errors import InvalidArgumentError
 from llmspell_dist.redis.commands import Command
 from llmspell_dist.redis.resp import pack
 from llmspell_dist.revision import Revision
-from llmspell_dist.state.housekeeping import TRIM_ENTRIES, trim
+from llmspell_dist.state.housekeeping import trim
 
 if TYPE_CHECKING:
     from llmspell_dist.retention import Retention
@@ -52,6 +52,7 @@ class LogSteps:
         """Some entries of a shard's log."""
         if type(limit) is not int or not 1 <= limit <= MAX_PAGE:
             raise InvalidArgumentError("limit", limit, f"must be an int from 1 to {MAX_PAGE:,}")
+        _check_position("after", after)
         log = self.core.keyspace.log(shard)
         start = "-" if after is None else f"({after}"
         if newest_first:
@@ -88,6 +89,7 @@ class LogSteps:
     def hold(self, name: str, at: Revision | None) -> Steps[None]:
         """Keep entries from `at` on in every shard."""
         field = _HOLD + _hold_name(name)
+        _check_position("at", at)
         for shard in self.core.shards():
             ctl = self.core.keyspace.ctl(shard)
             position = at
@@ -106,11 +108,7 @@ class LogSteps:
         """Shorten every shard's log to its retention now."""
         total = 0
         for shard in self.core.shards():
-            while True:
-                removed = yield from trim(self.core, shard, self.retention)
-                total += removed
-                if removed < TRIM_ENTRIES:
-                    break
+            total += yield from trim(self.core, shard, self.retention)
         return total
 
 
@@ -153,6 +151,11 @@ class ChangeLog:
         Some process of the fleet does so every second anyway.
         """
         return await self._driver.run(self._steps.trim())
+
+
+def _check_position(argument: str, position: Revision | None) -> None:
+    if position is not None and not isinstance(position, Revision):
+        raise InvalidArgumentError(argument, position, "must be a Revision or None")
 
 
 def _hold_name(name: str) -> bytes:

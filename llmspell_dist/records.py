@@ -126,7 +126,7 @@ def pack_record(record: StoredRecord) -> bytes:
 class Head(NamedTuple):
     """The payload of a composite's record: how much lies in the sibling key of a generation."""
 
-    count: int
+    count: int  # type: ignore[assignment] # nobody needs tuple.count
     size: int
     generation: str
 
@@ -155,7 +155,7 @@ class ScopeMeta(NamedTuple):
 
     revision: Revision | None
     """The last commit that changed the scope; it outlives a cleared scope."""
-    count: int
+    count: int  # type: ignore[assignment] # nobody needs tuple.count
     size: int
     """Bytes of all records and elements."""
     fence: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from enum import Enum
 from math import ceil, isfinite
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias, overload
 
 from llmspell_dist.errors import InvalidTTLError
 
@@ -31,6 +31,14 @@ TTL: TypeAlias = float | timedelta | Literal[Keep.KEEP] | None
 """Seconds or a timedelta; None drops the TTL, KEEP leaves it."""
 
 _MICROSECOND: Final = timedelta(microseconds=1)
+
+
+@overload
+def ttl_ms(value: float | timedelta) -> int: ...
+@overload
+def ttl_ms(value: None) -> None: ...
+@overload
+def ttl_ms(value: Literal[Keep.KEEP]) -> Literal[Keep.KEEP]: ...
 
 
 def ttl_ms(value: TTL) -> int | Literal[Keep.KEEP] | None:

@@ -4,8 +4,8 @@
 -- ARGV[1] cursor, "0" to begin
 -- ARGV[2] glob that the key must match, or empty
 -- ARGV[3] about how many to look at
--- ARGV[4] 1 to return the records too
--- returns: the next cursor ("0": that was all), then keys, or keys and records in turn.
+-- ARGV[4] 1 to return the records too, 2 to return their bytes
+-- returns: the next cursor ("0": that was all), then keys, or keys and records or their bytes in turn.
 --- @include "lib/scope"
 local s = open_scope(KEYS[1], '')
 local page
@@ -24,6 +24,8 @@ for i = 1, #found, 2 do
       answer[#answer + 1] = key
       if ARGV[4] == '1' then
         answer[#answer + 1] = found[i + 1]
+      elseif ARGV[4] == '2' then
+        answer[#answer + 1] = #found[i + 1]
       end
     end
   end

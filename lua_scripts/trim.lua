@@ -6,7 +6,8 @@
 -- ARGV[2] most age in ms
 -- ARGV[3] cap: most entries to keep for a hold
 -- ARGV[4] most entries to remove in this call
--- returns: entries removed, entries left, the name of a hold that broke or nil, of the slowest hold or nil.
+-- returns: entries removed, entries left, the name of a hold that broke or nil, of the slowest hold or nil,
+--          1 if more is to be removed.
 --- @include "lib/clock"
 --- @include "lib/revision"
 local log, ctl = KEYS[1], KEYS[2]
@@ -45,16 +46,18 @@ local aged = format('%.0f-0', math.max(0, now() - age))
 local removed = 0
 if not hold then
   removed = redis.call('XTRIM', log, 'MAXLEN', '=', math.max(keep, length - most))
-  removed = removed + redis.call('XTRIM', log, 'MINID', '~', aged, 'LIMIT', most)
-  return { removed, length - removed, broken, false }
+  local too_old = redis.call('XTRIM', log, 'MINID', '~', aged, 'LIMIT', most)
+  local more = (length - most > keep or too_old >= most) and 1 or 0
+  removed = removed + too_old
+  return { removed, length - removed, broken, false, more }
 end
 
 -- With a hold the cut must be known as an id, to be compared with it.
 local cut = aged
-local excess = math.min(length - keep, 1000)
+local excess, id = math.min(length - keep, most, 1000), nil
 if excess > 0 then
   local entries = redis.call('XRANGE', log, '-', '+', 'COUNT', excess + 1)
-  local id = entries[#entries][1]
+  id = entries[#entries][1]
   if before(cut, id) then
     cut = id
   end
@@ -63,4 +66,4 @@ if before(hold_at, cut) then
   cut = hold_at
 end
 removed = redis.call('XTRIM', log, 'MINID', '=', cut)
-return { removed, length - removed, broken, hold }
+return { removed, length - removed, broken, hold, cut == id and length - removed > keep and 1 or 0 }

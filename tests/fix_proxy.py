@@ -55,6 +55,10 @@ class _Rule:
     after: int
     forward: bool
     """Whether the server gets the request (and only its reply is lost)."""
+    part: float = 0.0
+    """How much of the request the server gets, if not all of it."""
+    ghost: bool = False
+    """Whether the request is kept, to reach the server long after its client has gone."""
 
 
 @dataclass(eq=False)
@@ -63,8 +67,11 @@ class _Link:
 
     client: asyncio.StreamWriter
     server: asyncio.StreamWriter
+    server_reader: asyncio.StreamReader
     pending: deque[bool] = field(default_factory=deque)
     """For each request without a reply: whether its reply is to be lost."""
+    ghost: bytes = b""
+    """What the server is still to get, whether or not the client is there."""
 
     def reset(self) -> None:
         for writer in (self.client, self.server):
@@ -85,6 +92,7 @@ class FaultProxy:
         self.struck = 0
         """How many connections a fault has cut."""
         self._links: set[_Link] = set()
+        self._ghosts: list[_Link] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
         self._thread.start()
@@ -114,6 +122,25 @@ class FaultProxy:
     def cut_before(self, match: bytes = b"", *, after: int = 0) -> None:
         """Cut instead of passing one request on: never applied."""
         self._do(lambda: self._arm(_Rule(match, after, forward=False)))
+
+    def cut_within(self, match: bytes = b"", *, after: int = 0, part: float = 0.5) -> None:
+        """Cut in the middle of passing one request on: never applied."""
+        self._do(lambda: self._arm(_Rule(match, after, forward=False, part=part)))
+
+    def hold_request(self, match: bytes = b"", *, after: int = 0) -> None:
+        """Keep one request back, as a stopped server's socket would, until `release_requests`.
+
+        That its client closes the connection meanwhile changes nothing.
+        """
+        self._do(lambda: self._arm(_Rule(match, after, forward=False, ghost=True)))
+
+    def release_requests(self) -> int:
+        """Let the server have what `hold_request` kept back; return how many requests that were."""
+        return self._run(self._release_ghosts())
+
+    def hold_replies(self) -> None:
+        """Pass requests on and keep all replies back, until `clear`."""
+        self._do(lambda: self._hearing.clear())
 
     def limit_data(self, limit: int) -> None:
         """Cut after `limit` more bytes of replies, wherever that is in one."""
@@ -171,7 +198,9 @@ class FaultProxy:
         self._latency = 0.0
         if not hasattr(self, "_gate"):
             self._gate = asyncio.Event()
+            self._hearing = asyncio.Event()
         self._gate.set()
+        self._hearing.set()
 
     def _close_gate(self) -> None:
         self._gate.clear()
@@ -213,7 +242,7 @@ class FaultProxy:
         except OSError:
             writer.transport.abort()
             return
-        link = _Link(writer, far_writer)
+        link = _Link(writer, far_writer, far_reader)
         self._links.add(link)
         pumps = [
             asyncio.ensure_future(self._requests(link, reader)),
@@ -227,7 +256,21 @@ class FaultProxy:
             await asyncio.gather(*pumps, return_exceptions=True)
             self._links.discard(link)
             writer.transport.abort() if writer.transport.is_closing() else writer.close()
-            far_writer.close()
+            if link not in self._ghosts:
+                far_writer.close()
+
+    async def _release_ghosts(self) -> int:
+        ghosts, self._ghosts = self._ghosts, []
+        for link in ghosts:
+            link.server.write(link.ghost)
+            await link.server.drain()
+            # Its reply comes to nobody; by then the server has carried it out.
+            with suppress(OSError):
+                link.server.write_eof()
+            while await link.server_reader.read(1 << 16):
+                pass
+            link.server.close()
+        return len(ghosts)
 
     def _strikes(self, request: bytes) -> _Rule | None:
         for rule in self._rules:
@@ -247,6 +290,11 @@ class FaultProxy:
                 rule = self._strikes(frame)
                 if rule is not None and not rule.forward:
                     self.struck += 1
+                    if rule.ghost:
+                        link.ghost = frame
+                        self._ghosts.append(link)
+                        await asyncio.Event().wait()
+                    link.server.write(frame[: int(len(frame) * rule.part)])
                     # The server applies and answers what came before, then closes; that ends this.
                     link.server.write_eof()
                     await asyncio.Event().wait()
@@ -260,6 +308,7 @@ class FaultProxy:
             buffer += data
             for frame in _frames(buffer):
                 await self._gate.wait()
+                await self._hearing.wait()
                 if self._latency:
                     await asyncio.sleep(self._latency)
                 pushed = frame.startswith(b">")

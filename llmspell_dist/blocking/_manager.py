@@ -518,7 +518,7 @@ class Transaction:
         ttl: TTL = KEEP,
     ) -> None:
         """Set and remove fields of a dict at the commit, without reading it."""
-        self._steps.merge(scope, key, mapping, tuple(remove), ttl)
+        self._steps.merge(scope, key, mapping, remove, ttl)
 
     def expire(self, scope: str | Scope, key: str, ttl: TTL) -> None:
         """Let a key end after `ttl` from the commit on; None lets it stay."""

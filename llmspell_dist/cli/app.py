@@ -19,7 +19,8 @@ from llmspell_dist.cli.settings import Json, Namespace, Quiet, Settings, Url
 
 __all__ = ["app"]
 
-_CODES = "  ".join(f"{code.value} {meaning}." for code, meaning in EXIT_CODES.items())
+# An empty line between them, or they would be set as one paragraph.
+_CODES = "\n\n".join(f"{code.value:>5}  {meaning}" for code, meaning in EXIT_CODES.items())
 
 app = typer.Typer(
     name="llmspell-dist",
@@ -27,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog=f"Exit codes: {_CODES}",
+    epilog=f"Exit codes:\n\n{_CODES}",
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,17 +10,15 @@ from llmspell_dist.cli.exits import Exit
 from llmspell_dist.cli.output import Output
 from llmspell_dist.cli.settings import Settings, command
 from llmspell_dist.config import default_url, parse_url
-from llmspell_dist.doctor import CHECKS, Finding, Severity, collect, diagnose
 from llmspell_dist.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from llmspell_dist.doctor import Finding
 
 __all__ = ["register"]
 
-_MARKS: Final = {
-    Severity.OK: ("✓", "green"),
-    Severity.INFO: ("i", "blue"),
-    Severity.WARNING: ("!", "yellow"),
-    Severity.PROBLEM: ("✗", "bold red"),
-}
+# By the rank of the severity.
+_MARKS = (("✓", "green"), ("i", "blue"), ("!", "yellow"), ("✗", "bold red"))
 
 
 def register(app: typer.Typer) -> None:
@@ -40,6 +38,9 @@ async def doctor(
 
     It writes into a scratch namespace and removes that again. -q shows problems and warnings only.
     """
+    # Imported here: no other command needs it.
+    from llmspell_dist.doctor import CHECKS, Severity, collect, diagnose  # noqa: PLC0415
+
     left_out = ignore or []
     for name in left_out:
         if name not in CHECKS:
@@ -86,7 +87,7 @@ def _show(findings: list[Finding], output: Output) -> None:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for finding in findings:
-        mark, style = _MARKS[finding.severity]
+        mark, style = _MARKS[finding.severity.rank]
         said = Text(finding.found)
         if finding.advice:
             said.append(f"\n→ {finding.advice}", style="dim" if finding.severity.rank < 2 else "")

@@ -136,12 +136,12 @@ def _no_constant(name: str) -> Any:
 
 def parse_json(text: str) -> Any:
     """Return the value that a JSON text stands for; the error does not quote it."""
-    hint = "must be JSON (use --text for plain text, and quotes for the shell)"
+    hint = "must be JSON (or --text says that it is text)"
     try:
         document = json.loads(text, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
-        place = f"line {error.lineno} column {error.colno}"
-        raise InvalidArgumentError("VALUE", place, f"{hint}: {error.msg}") from None
+        found = f"{error.msg} at line {error.lineno} column {error.colno}"
+        raise InvalidArgumentError("VALUE", found, hint) from None
     except (ValueError, RecursionError):
         raise InvalidArgumentError("VALUE", f"{len(text)} characters", hint) from None
     try:

@@ -80,20 +80,21 @@ def _fail(code: int, name: str, message: str, facts: dict[str, object], *, as_js
     sys.stdout.flush()
     said = mask_secrets(" ".join(message.split()))
     if as_json:
-        described = {"code": name, "message": said, **facts}
-        print(json.dumps({"error": described}, default=_plain), file=sys.stderr)
+        described = {"code": name, "message": said, **{n: _plain(f) for n, f in facts.items()}}
+        print(json.dumps({"error": described}), file=sys.stderr)
     else:
         print(printable(f"llmspell-dist: {name}: {said}"), file=sys.stderr)
     return code
 
 
 def _plain(fact: object) -> object:
-    """Return a fact that JSON does not know as text: a revision's is ``ms-seq``."""
-    return mask_secrets_of(fact)
+    """Return a fact as JSON has it: revisions and operations as text, keys of a conflict by name."""
+    from llmspell_dist.errors import ConflictingKey, mask_secrets  # noqa: PLC0415
 
-
-def mask_secrets_of(fact: object) -> str:
-    """Return a fact as text without secrets."""
-    from llmspell_dist.errors import mask_secrets  # noqa: PLC0415
-
+    if fact is None or isinstance(fact, bool | int | float):
+        return fact
+    if isinstance(fact, ConflictingKey):
+        return {name: _plain(part) for name, part in fact._asdict().items()}
+    if type(fact) in (list, tuple):
+        return [_plain(part) for part in fact]  # type: ignore[attr-defined]
     return mask_secrets(str(getattr(fact, "id", fact)))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from llmspell_dist.cli.exits import Exit
 from llmspell_dist.cli.settings import Settings, command
 from llmspell_dist.config import parse_url
-from llmspell_dist.redis import embedded
+
+if TYPE_CHECKING:
+    from llmspell_dist.redis.embedded import ServerStatus
 
 __all__ = ["register"]
 
@@ -48,7 +50,7 @@ def _folder(settings: Settings, folder: Path | None) -> Path | None:
     return folder
 
 
-def _document(found: embedded.ServerStatus) -> dict[str, Any]:
+def _document(found: ServerStatus) -> dict[str, Any]:
     return {
         "folder": str(found.folder),
         "running": found.running,
@@ -73,6 +75,8 @@ def start(
     ] = None,
 ) -> Exit:
     """Start the server, unless it runs already; it outlives this command."""
+    from llmspell_dist.redis import embedded  # noqa: PLC0415
+
     where = _folder(settings, folder)
     before = embedded.status(where).running
     found = embedded.ensure_running(where, binary=binary)
@@ -87,6 +91,8 @@ def start(
 
 def stop(settings: Settings, *, folder: Folder = None) -> Exit:
     """Stop the server, with everything on disk; also fine if it does not run."""
+    from llmspell_dist.redis import embedded  # noqa: PLC0415
+
     where = _folder(settings, folder)
     stopped = embedded.stop(where)
     if settings.as_json:
@@ -99,6 +105,8 @@ def stop(settings: Settings, *, folder: Folder = None) -> Exit:
 
 def status(settings: Settings, *, folder: Folder = None) -> Exit:
     """Print what is known about the server; exit code 1 if it does not run."""
+    from llmspell_dist.redis import embedded  # noqa: PLC0415
+
     found = embedded.status(_folder(settings, folder))
     if settings.as_json:
         settings.output.document(_document(found))

@@ -132,7 +132,7 @@ def command(
             settings = before.with_more(**{key: given.pop(key) for key in GLOBALS})
             context.find_root().obj = settings
             result = body(settings, **given)
-            code: Exit = asyncio.run(result) if inspect.iscoroutine(result) else result
+            code = result if isinstance(result, Exit) else asyncio.run(result)
             if code:
                 raise typer.Exit(int(code))
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from llmspell_dist.cli.exits import Exit
 from llmspell_dist.cli.settings import Settings, command
-from llmspell_dist.doctor.server import Server, open_server
-from llmspell_dist.log import LogStat
+
+if TYPE_CHECKING:
+    from llmspell_dist.doctor.server import Server
+    from llmspell_dist.log import LogStat
 
 __all__ = ["register"]
 
@@ -50,6 +52,8 @@ async def _of_scope(settings: Settings, scope: str) -> dict[str, Any]:
 
 async def _of_namespace(settings: Settings) -> dict[str, Any]:
     # Not through a client: looking at a namespace that does not exist would make it.
+    from llmspell_dist.doctor.server import open_server  # noqa: PLC0415
+
     async with open_server(settings.url, options=settings.options) as server:
         logs = await server.logs() or ()
         info = server.lanes.info

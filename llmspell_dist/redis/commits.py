@@ -342,7 +342,10 @@ def refusal(text: str, commit: Commit, server: str, operation: str) -> SpellErro
         return error_from_reply(ErrorReply(rest), server)
     facts = _facts(rest)
     at = commit.changes[int(facts["change"])]
-    scope, key = commit.scopes[at.scope].text.decode(), at.key.decode()
+    place = at.scope
+    if at.head[0] == Op.COPY and code == "CORRUPT":
+        place = int.from_bytes(at.payload[:2], "big")  # what it would have read
+    scope, key = commit.scopes[place].text.decode(), at.key.decode()
     if code == "KIND":
         kind = int(facts["kind"])
         name = Kind(kind).name.lower() if kind in _KINDS else f"kind {kind}"

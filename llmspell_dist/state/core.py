@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
+from llmspell_dist.ack import Ack
 from llmspell_dist.changes import Op
 from llmspell_dist.classes import BEHAVIOURS
 from llmspell_dist.context import CommitContext, get_context
@@ -36,7 +37,6 @@ from llmspell_dist.state.values import Encoded, Values
 from llmspell_dist.ttl import KEEP, TTL, ttl_ms
 
 if TYPE_CHECKING:
-    from llmspell_dist.ack import Ack
     from llmspell_dist.classes import ClassResolver, StateClass
     from llmspell_dist.clock import ServerClock
 
@@ -95,6 +95,11 @@ class Core:
         self._scopes[scope] = found
         return found
 
+    def use_shards(self, shards: int) -> None:
+        """Work with as many shards as the namespace was created with."""
+        self.keyspace = KeySpace(self.keyspace.namespace, shards)
+        self._scopes.clear()
+
     def new_generation(self) -> bytes:
         """A name for the elements of a new list, map or large value that nobody else will use."""
         return f"{self._generation_prefix}-{next(self._generations)}".encode()
@@ -144,8 +149,10 @@ class Core:
 
     def ack_for(self, state_class: StateClass, ack: Ack | None) -> Ack | None:
         """The level to wait for: as asked, else what the class says."""
-        if ack is None and BEHAVIOURS[state_class].durable_ack:
-            return self.durable_ack
+        if ack is None:
+            return self.durable_ack if BEHAVIOURS[state_class].durable_ack else None
+        if not isinstance(ack, Ack):
+            raise InvalidArgumentError("ack", ack, "must be an Ack")
         return ack
 
     def set_change(

@@ -64,7 +64,7 @@ class Walk(NamedTuple):
 class Elements(NamedTuple):
     """What a frame says about a list or map."""
 
-    count: int
+    count: int  # type: ignore[assignment] # nobody needs tuple.count
     size: int
     generation: str
     rest: bytes

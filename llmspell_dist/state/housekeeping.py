@@ -39,7 +39,16 @@ def sweep(core: Core, shard: str, *, interval_ms: int = 0) -> Steps[tuple[bool, 
 
 
 def trim(core: Core, shard: str, retention: Retention) -> Steps[int]:
-    """Shorten a shard's log to its retention; how many entries went."""
+    """Shorten a shard's log to its retention, in bounded calls; how many entries went."""
+    total = 0
+    while True:
+        removed, more = yield from _trim_some(core, shard, retention)
+        total += removed
+        if not more:
+            return total
+
+
+def _trim_some(core: Core, shard: str, retention: Retention) -> Steps[tuple[int, bool]]:
     keyspace = core.keyspace
     age_ms = retention.max_age_ms
     arguments = (
@@ -50,7 +59,7 @@ def trim(core: Core, shard: str, retention: Retention) -> Steps[int]:
     )
     keys = (keyspace.log(shard), keyspace.ctl(shard))
     call = ScriptCall(load_script("trim"), keys, arguments, bulk=True)
-    removed, left, broken, slowest = yield call
+    removed, left, broken, slowest, more = yield call
     if broken is not None:
         logger.warning(
             "the log reached its cap of %d entries: hold %s broke, what it held is gone",
@@ -67,7 +76,7 @@ def trim(core: Core, shard: str, retention: Retention) -> Steps[int]:
                     100 * left // retention.cap_entries,
                 )
                 break
-    return int(removed)
+    return int(removed), bool(more)
 
 
 def housekeep(core: Core, retention: Retention) -> Steps[bool]:
@@ -77,6 +86,5 @@ def housekeep(core: Core, retention: Retention) -> Steps[bool]:
         worked, _, more = yield from sweep(core, shard, interval_ms=int(INTERVAL_S * 1000))
         if worked:
             waiting = waiting or more
-            removed = yield from trim(core, shard, retention)
-            waiting = waiting or removed >= TRIM_ENTRIES
+            yield from trim(core, shard, retention)
     return waiting

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from llmspell_dist.classes import StateClass
 from llmspell_dist.clock import Liveness
 from llmspell_dist.errors import (
+    CodecError,
     CorruptRecordError,
     InvalidArgumentError,
     LimitError,
@@ -272,16 +273,37 @@ class Reads:
         """The values of those of the keys that have one."""
         scope_key = self.core.scope_key(scope)
         fields = checked_keys(scope_key, keys)
-        found = yield from self.find_many(scope_key, fields)
+        if not fields:
+            return {}
+        raws = yield self._many_call(scope_key, fields)
+        if as_type is None:
+            values, plain = {}, self.plain
+            for key, raw in zip(fields, raws, strict=True):
+                if raw is not None:
+                    value = values[key] = plain(raw)
+                    if value is NOT_PLAIN:
+                        break
+            else:
+                return values
+        found = yield from self._judge_many(scope_key, fields, raws)
         if as_type is None:
             return {key: record.value for key, record in found.items()}
         return {key: from_builtin(as_type, record.value) for key, record in found.items()}
+
+    def _many_call(self, scope: ScopeKey, fields: dict[str, bytes]) -> Command:
+        return Command(pack(b"HMGET", scope.hash, *fields.values()), "HMGET")
 
     def find_many(self, scope: ScopeKey, fields: dict[str, bytes]) -> Steps[dict[str, Found]]:
         """The live records of a batch of keys."""
         if not fields:
             return {}
-        raws = yield Command(pack(b"HMGET", scope.hash, *fields.values()), "HMGET")
+        raws = yield self._many_call(scope, fields)
+        return (yield from self._judge_many(scope, fields, raws))
+
+    def _judge_many(
+        self, scope: ScopeKey, fields: dict[str, bytes], raws: list[bytes | None]
+    ) -> Steps[dict[str, Found]]:
+        """Decode what a plain read of a batch gave; ask the server where that cannot be enough."""
         name, compare, values = scope.scope.text, self.core.clock.compare, self.core.values
         found: dict[str, Found] = {}
         for key, raw in zip(fields, raws, strict=True):

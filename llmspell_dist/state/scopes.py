@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from llmspell_dist.changes import Op
 from llmspell_dist.errors import ConflictError, InvalidArgumentError
 from llmspell_dist.records import unpack_meta, unpack_record
 from llmspell_dist.redis.commands import Command, ScriptCall
-from llmspell_dist.redis.commits import ConditionMode, change, condition
+from llmspell_dist.redis.commits import MAX_COMMIT_BYTES, ConditionMode, change, condition
 from llmspell_dist.redis.resp import pack
 from llmspell_dist.redis.retry import Backoff
 from llmspell_dist.redis.scripts import load_script
@@ -27,6 +28,9 @@ __all__ = ["PAGE_KEYS", "Scopes", "glob_of"]
 PAGE_KEYS: Final = 500
 MAX_PAGE: Final = 5000
 COPY_BATCH: Final = 400
+COPY_BYTES: Final = MAX_COMMIT_BYTES
+KEYS_ONLY, WITH_RECORDS, WITH_SIZES = b"0", b"1", b"2"
+"""What a scan gives beside the keys."""
 _ATTEMPTS: Final = 32
 _GLOB_SPECIAL: Final = frozenset("*?[]\\^")
 
@@ -76,7 +80,7 @@ class Scopes:
         match: str | None,
     ) -> Steps[Page[str]]:
         """Some keys of a scope, in no order."""
-        page, following = yield from self._scan(scope, cursor, limit, prefix, match, False)
+        page, following = yield from self._scan(scope, cursor, limit, prefix, match)
         return Page([field.decode() for field in page], following)
 
     def items_page(
@@ -89,7 +93,9 @@ class Scopes:
     ) -> Steps[Page[tuple[str, Any]]]:
         """Some keys of a scope with their values, in no order."""
         scope_key = self.core.scope_key(scope)
-        flat, following = yield from self._scan(scope, cursor, limit, prefix, match, True)
+        flat, following = yield from self._scan(
+            scope, cursor, limit, prefix, match, WITH_RECORDS
+        )
         items: list[tuple[str, Any]] = []
         for field, raw in zip(flat[::2], flat[1::2], strict=True):
             key = field.decode()
@@ -109,15 +115,15 @@ class Scopes:
         limit: int,
         prefix: str | None,
         match: str | None,
-        with_records: bool,
-    ) -> Steps[tuple[list[bytes], str | None]]:
+        form: bytes = KEYS_ONLY,
+    ) -> Steps[tuple[list[Any], str | None]]:
         scope_key = self.core.scope_key(scope)
         start = check_page(cursor, limit)
         arguments = (
             start,
             glob_of(prefix, match).encode("utf-8", "replace"),
             b"%d" % limit,
-            b"1" if with_records else b"0",
+            form,
         )
         following, *rest = yield ScriptCall(
             load_script("scan"), (scope_key.hash,), arguments, bulk=True
@@ -136,7 +142,7 @@ class Scopes:
         start = check_page(cursor, limit)
         wanted = None if kind is None else _kind(kind)
         due = self.core.keyspace.due(shard)
-        request = [b"ZSCAN", due, start, b"COUNT", limit]
+        request: list[bytes | str | int] = [b"ZSCAN", due, start, b"COUNT", limit]
         pattern = _scope_glob(wanted, prefix)
         if pattern:
             request += [b"MATCH", pattern.encode()]
@@ -174,11 +180,14 @@ class Scopes:
             keys = (from_key.hash, self.core.keyspace.ttl(from_key.scope))
             _, raw = yield ScriptCall(load_script("count"), keys, ())
             meta = unpack_meta(raw, from_key.scope.text)
-            if meta.count > COPY_BATCH:
+            if meta.count > COPY_BATCH or meta.size > COPY_BYTES:
                 return (yield from self._transfer_large(from_key, to_key, move))
             if meta.revision is None:
                 return 0
-            fields, _ = yield from self._scan(source, None, MAX_PAGE, None, None, False)
+            fields, cursor = yield from self._scan(source, None, MAX_PAGE, None, None)
+            while cursor is not None:  # a hash that was large once may be scanned in several steps
+                more, cursor = yield from self._scan(source, cursor, MAX_PAGE, None, None)
+                fields = list(dict.fromkeys([*fields, *more]))
             if not fields:
                 return 0
             guard = condition(ConditionMode.SCOPE_REVISION, fields[0], meta.revision, scope=1)
@@ -186,7 +195,7 @@ class Scopes:
                 return (yield from self._copy(from_key, to_key, fields, move, guard))
             except ConflictError:
                 yield Pause(backoff.next_s())
-        raise ConflictError(meta.revision, None, [(from_key.scope.text, "", meta.revision, None)])
+        raise ConflictError(None, None, [(from_key.scope.text, "", None, None)])
 
     def _copy(
         self, source: ScopeKey, target: ScopeKey, fields: list[bytes], move: bool, *guards: Any
@@ -203,14 +212,28 @@ class Scopes:
         """In batches, each atomic; a key that is moved is in exactly one of the scopes throughout."""
         total, cursor = 0, None
         while True:
-            fields, cursor = yield from self._scan(
-                source.scope, cursor, COPY_BATCH, None, None, False
+            flat, cursor = yield from self._scan(
+                source.scope, cursor, COPY_BATCH, None, None, WITH_SIZES
             )
-            for start in range(0, len(fields), COPY_BATCH):
-                batch = list(dict.fromkeys(fields[start : start + COPY_BATCH]))
+            sizes = dict(zip(flat[::2], flat[1::2], strict=True))
+            for batch in _batches(sizes):
                 total += yield from self._copy(source, target, batch, move)
             if cursor is None:
                 return total
+
+
+def _batches(sizes: dict[bytes, int]) -> Iterator[list[bytes]]:
+    """Keys that one commit may carry: their records stand in its log entry."""
+    batch: list[bytes] = []
+    weight = 0
+    for field, size in sizes.items():
+        if len(batch) == COPY_BATCH or (batch and weight + size > COPY_BYTES):
+            yield batch
+            batch, weight = [], 0
+        batch.append(field)
+        weight += size
+    if batch:
+        yield batch
 
 
 def _kind(kind: ScopeKind | str) -> ScopeKind:

@@ -38,7 +38,7 @@ class Staged(NamedTuple):
 
     kind: Kind
     generation: bytes
-    count: int
+    count: int  # type: ignore[assignment] # nobody needs tuple.count
     size: int
 
 

@@ -410,7 +410,7 @@ class TransactionSteps:
         if op == Op.DELETE:
             return change(Op.DELETE, field, b"", scope=at)
         if op == Op.TTL:
-            milliseconds = ttl_ms(pending.ttl)
+            milliseconds = None if pending.ttl is KEEP else ttl_ms(pending.ttl)
             mode = TTLMode.DROP if milliseconds is None else TTLMode.SET
             return change(Op.TTL, field, b"", ttl_mode=mode, ttl_ms=milliseconds or 0, scope=at)
         schema_version = pending.schema_version

@@ -7,17 +7,27 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from llmspell_dist.changes import Op
-from llmspell_dist.classes import BEHAVIOURS
+from llmspell_dist.classes import BEHAVIOURS, StateClass
 from llmspell_dist.codec import encode_number, is_number
 from llmspell_dist.errors import (
     ConflictError,
     InvalidArgumentError,
+    InvalidTTLError,
     LimitError,
+    NumberOverflowError,
     UpdateConflictError,
+    WrongKindError,
 )
-from llmspell_dist.records import Kind
+from llmspell_dist.records import ENCRYPTED, Kind
 from llmspell_dist.keys import scoped_field
-from llmspell_dist.redis.commits import Commit, ConditionMode, TTLMode, change, condition
+from llmspell_dist.redis.commits import (
+    ClassChangedError,
+    Commit,
+    ConditionMode,
+    TTLMode,
+    change,
+    condition,
+)
 from llmspell_dist.redis.retry import Backoff
 from llmspell_dist.revision import Revision
 from llmspell_dist.state.core import MAX_BATCH, checked_keys, field_of
@@ -27,7 +37,6 @@ from llmspell_dist.ttl import KEEP, ttl_ms
 
 if TYPE_CHECKING:
     from llmspell_dist.ack import Ack
-    from llmspell_dist.classes import StateClass
     from llmspell_dist.redis.commits import Change, Condition, ScopeKey
     from llmspell_dist.scope import Scope
     from llmspell_dist.state.core import Core
@@ -51,7 +60,7 @@ class _Any:
 ANY: Final = _Any()
 """No condition on the revision."""
 
-_INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
+_INT64_MAX: Final = 2**63 - 1
 
 
 class Writes:
@@ -111,7 +120,7 @@ class Writes:
             one = yield from self.large_change(
                 scope_key, field, encoded, ttl, resolved, schema_version
             )
-        conditions = ()
+        conditions: tuple[Condition, ...] = ()
         if guard is not None:
             conditions = (condition(guard[0], field, guard[1]),)
         commit = core.commit((scope_key,), (one,), conditions)
@@ -179,7 +188,7 @@ class Writes:
         )
 
     def delete(
-        self, scope: str | Scope, key: str, expected: Revision | _Any, ack: Ack | None
+        self, scope: str | Scope, key: str, expected: Revision | None | _Any, ack: Ack | None
     ) -> Steps[bool]:
         """Remove a key; whether it was there."""
         scope_key = self.core.scope_key(scope)
@@ -189,7 +198,8 @@ class Writes:
             mode, revision = _guard(expected)
             conditions = (condition(mode, field, revision),)
         commit = self.core.commit((scope_key,), (change(Op.DELETE, field, b""),), conditions)
-        done = yield from self.core.carry_out(commit, ack)
+        state_class = self.core.rules.resolve(scope_key.scope, key)
+        done = yield from self.core.carry_out(commit, self.core.ack_for(state_class, ack))
         return done.results == [b"1"]
 
     def increment(
@@ -205,10 +215,34 @@ class Writes:
         scope_key = self.core.scope_key(scope)
         field = field_of(scope_key, key)
         resolved = self.core.rules.resolve(scope_key.scope, key, state_class)
-        one = self.increment_change(field, by, ttl, resolved)
-        commit = self.core.commit((scope_key,), (one,))
-        done = yield from self.core.carry_out(commit, self.core.ack_for(resolved, ack))
-        return read_number(done.results[0])
+        while True:
+            one = self.increment_change(field, by, ttl, resolved)
+            if BEHAVIOURS[resolved].encrypt:
+                break
+            commit = self.core.commit((scope_key,), (one,))
+            try:
+                done = yield from self.core.carry_out(commit, self.core.ack_for(resolved, ack))
+            except ClassChangedError as changed:
+                resolved = StateClass(changed.state_class)
+            except WrongKindError as wrong:
+                if wrong.kind != "value":
+                    raise
+                found = yield from self.reads.find(scope, key)
+                if found is not None and not found.stored.flags & ENCRYPTED:
+                    raise
+                break
+            else:
+                return read_number(done.results[0])
+
+        # The server cannot add to what it cannot read.
+        def add(value: Any) -> int | float:
+            if not is_number(value):
+                kind = type(value).__name__
+                raise WrongKindError(scope_key.scope.text, key, kind, "increment")
+            return added(scope_key.scope.text, key, value, by)
+
+        total: int | float = yield from self.update(scope, key, add, 0, 64, ttl, ack, state_class)
+        return total
 
     def increment_change(
         self, field: bytes, by: float, ttl: TTL, state_class: StateClass, place: int = 0
@@ -231,9 +265,9 @@ class Writes:
 
     def expire(self, scope: str | Scope, key: str, ttl: TTL) -> Steps[bool]:
         """Let a key end after a while; whether it was there."""
-        milliseconds = None if ttl is KEEP else ttl_ms(ttl)
-        if milliseconds is None:
-            raise InvalidArgumentError("ttl", ttl, "must be a time; use persist() to remove it")
+        milliseconds = ttl_ms(ttl)
+        if milliseconds is None or milliseconds is KEEP:
+            raise InvalidTTLError("ttl", ttl, "must be a time; use persist() to remove it")
         return (yield from self._change_ttl(scope, key, TTLMode.SET, milliseconds))
 
     def persist(self, scope: str | Scope, key: str) -> Steps[bool]:
@@ -246,7 +280,9 @@ class Writes:
         scope_key = self.core.scope_key(scope)
         field = field_of(scope_key, key)
         one = change(Op.TTL, field, b"", ttl_mode=mode, ttl_ms=milliseconds)
-        done = yield from self.core.carry_out(self.core.commit((scope_key,), (one,)))
+        commit = self.core.commit((scope_key,), (one,))
+        state_class = self.core.rules.resolve(scope_key.scope, key)
+        done = yield from self.core.carry_out(commit, self.core.ack_for(state_class, None))
         return done.results == [b"1"]
 
     # --- many keys
@@ -272,6 +308,7 @@ class Writes:
         scope_key = core.scope_key(scope)
         name, encode, resolve = scope_key.scope.text, core.values.encode, core.rules.resolve
         changes: dict[bytes, Change] = {}
+        large: list[tuple[bytes, Encoded, StateClass]] = []
         durable = None
         for key, value in mapping.items():
             field = field_of(scope_key, key)
@@ -283,20 +320,27 @@ class Writes:
             if len(encoded.payload) <= INLINE_LIMIT:
                 changes[field] = core.set_change(0, field, encoded, ttl, resolved, schema_version)
             else:
-                changes[field] = yield from self.large_change(
-                    scope_key, field, encoded, ttl, resolved, schema_version
-                )
+                changes[field] = change(Op.ADOPT, field, b"")
+                large.append((field, encoded, resolved))
         commit = core.commit((scope_key,), tuple(changes.values()))
+        for field, encoded, resolved in large:
+            changes[field] = yield from self.large_change(
+                scope_key, field, encoded, ttl, resolved, schema_version
+            )
+        if large:
+            commit = core.commit((scope_key,), tuple(changes.values()))
         done = yield from core.carry_out(commit, durable)
         return _revision(done.revision)
 
     def delete_many(self, scope: str | Scope, keys: Iterable[str], ack: Ack | None) -> Steps[int]:
         """Remove up to 1,000 keys in one step; how many were there."""
         scope_key = self.core.scope_key(scope)
-        fields = dict.fromkeys(checked_keys(scope_key, keys).values())
+        fields = checked_keys(scope_key, keys)
         if not fields:
             return 0
-        changes = [change(Op.DELETE, field, b"") for field in fields]
+        changes = [change(Op.DELETE, field, b"") for field in dict.fromkeys(fields.values())]
+        for key in fields:
+            ack = self.core.ack_for(self.core.rules.resolve(scope_key.scope, key), ack)
         done = yield from self.core.carry_out(self.core.commit((scope_key,), changes), ack)
         return done.results.count(b"1")
 
@@ -311,6 +355,7 @@ class Writes:
         attempts: int,
         ttl: TTL,
         ack: Ack | None,
+        state_class: StateClass | None = None,
     ) -> Steps[Any]:
         """Replace a value by what a function makes of it, again if another was faster."""
         if type(attempts) is not int or attempts < 1:
@@ -326,7 +371,7 @@ class Writes:
                     key,
                     value,
                     ttl,
-                    None if found is None else _class_of(found),
+                    state_class if found is None else _class_of(found),
                     1 if found is None else found.stored.schema_version,
                     ack,
                     _guard(None if found is None else found.stored.revision),
@@ -343,12 +388,10 @@ class Writes:
                 yield Pause(backoff.next_s())
             else:
                 return value
-        raise AssertionError("the loop returns or raises")
+        return None  # not reached: the last attempt returns or raises
 
 
 def _class_of(found: Found) -> StateClass:
-    from llmspell_dist.classes import StateClass
-
     return StateClass(found.stored.state_class)
 
 
@@ -364,6 +407,14 @@ def _guard(expected: Revision | None) -> tuple[int, Revision | None]:
 def _revision(revision: Revision | None) -> Revision:
     assert revision is not None, "a set always changes something"  # noqa: S101
     return revision
+
+
+def added(scope: str, key: str, number: float, by: float) -> int | float:
+    """The sum of two numbers, as the server would have it."""
+    total = number + by
+    if not is_number(total):
+        raise NumberOverflowError("number after increment", None, _INT64_MAX, f"{scope} {key}")
+    return total
 
 
 def read_number(text: bytes) -> int | float:

@@ -33,7 +33,7 @@ local function open_composite(head, kind, old, payload)
   if floor(kind_class / 16) ~= kind then
     return nil, 'KIND'
   end
-  if (kind_class % 16 == SENSITIVE) ~= (byte(head, 2) % 16 == SENSITIVE) then
+  if is_other_class(kind_class % 16, byte(head, 2) % 16) then
     return nil, 'CLASS'
   end
   local _, _, start = record_times(old)

@@ -9,6 +9,8 @@ local function op_increment(s, head, key, payload, old, gone)
     kind_class, schema = byte(old, 2), sub(old, 4, 5)
     if floor(kind_class / 16) ~= NUMBER then
       return nil, 'KIND'
+    elseif is_other_class(kind_class % 16, byte(head, 2) % 16) then
+      return nil, 'CLASS'
     end
     local _, _, start = record_times(old)
     current = sub(old, start)

@@ -74,7 +74,7 @@ def test_uneven_recordings_are_replayed(folder: Path) -> None:
     _recording(data, "bare", {"history": [message] * 3})
     _recording(data, "nulls", {"history": [{"role": "user"}], "trajectory": None, "info": None})
     steps = [{"action": "ls", "state": '{"cwd": "/"}'}, {"action": "cd", "state": "not JSON"}]
-    _recording(data, "odd name %:/ (1)", {"history": [message], "trajectory": steps * 2})
+    _recording(data, "odd name %: (1)", {"history": [message], "trajectory": steps * 2})
     done = _demo(folder, "--data", str(data))
     assert done.returncode == 0, done.stdout + done.stderr
 

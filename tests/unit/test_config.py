@@ -7,7 +7,6 @@ import pytest
 from llmspell_dist.config import (
     Endpoint,
     Options,
-    RetryBudget,
     default_namespace,
     default_url,
     parse_url,
@@ -81,7 +80,7 @@ def test_environment_names_url_and_namespace() -> None:
 @pytest.mark.parametrize(
     ("field", "bad"),
     [("namespace", ""), ("client_name", "a b"), ("client_name", ""), ("connect_timeout", 0),
-     ("call_timeout", float("nan")), ("call_timeout", True), ("retry", 3), ("max_in_flight", 0),
+     ("call_timeout", float("nan")), ("call_timeout", True), ("retry_budget", 0), ("housekeeping", 1), ("max_in_flight", 0),
      ("max_in_flight", True), ("health_check_interval", -1), ("protocol", 4), ("protocol", True),
      ("max_value_bytes", 0), ("max_depth", 0), ("max_depth", 1000), ("classes", {}),
      ("retention", 1), ("codec", "json"), ("cipher", object()), ("shards", 0), ("shards", "1")],
@@ -91,13 +90,6 @@ def test_bad_option_is_refused_naming_its_field(field: str, bad: Any) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
         Options(**{field: bad})
     assert caught.value.argument == field
-
-
-@pytest.mark.parametrize("facts", [{"attempts": 0}, {"base_backoff": 2.0}, {"max_backoff": 0}])
-def test_bad_retry_budget_is_refused(facts: dict[str, Any]) -> None:
-    """Attempts and pauses are bounded."""
-    with pytest.raises(InvalidArgumentError):
-        RetryBudget(**facts)
 
 
 def test_options_hide_the_cipher_and_make_the_codec() -> None:

@@ -1,4 +1,4 @@
-"""Server URLs."""
+"""From a URL to the server that it names."""
 
 from __future__ import annotations
 
@@ -6,10 +6,20 @@ import ssl
 
 import pytest
 
+from llmspell_dist.config import parse_url
 from llmspell_dist.errors import InvalidURLError
-from llmspell_dist.redis.topology import endpoint_from_url, resolver_from_url
+from llmspell_dist.redis.connection import Endpoint, EndpointResolver
+from llmspell_dist.redis.locate import locate
 
 pytestmark = pytest.mark.unit
+
+
+def resolver_from_url(url: str, client_name: str | None = None) -> EndpointResolver:
+    return locate(parse_url(url), client_name=client_name, protocol=3).resolver
+
+
+def endpoint_from_url(url: str, client_name: str | None = None) -> Endpoint:
+    return resolver_from_url(url, client_name).resolve_blocking()
 
 
 def test_a_url_names_everything() -> None:
