@@ -15,7 +15,10 @@ from typing import Any
 
 from benchmarks.report import RawLine, Target, line_of, load_targets
 
-__all__ = ["MISSED", "problems"]
+__all__ = ["MISSED", "NOISE", "problems"]
+
+NOISE = "noise (A/A)"
+"""The row that says what a difference is worth; no run is complete without it."""
 
 MISSED = "target missed"
 _TOLERANCE = 1e-9
@@ -35,6 +38,8 @@ def problems(
     found: list[str] = []
     raw = {entry["name"]: RawLine(**entry) for entry in samples}
     stated = {entry["name"]: entry for entry in lines}
+    if only is None and NOISE not in stated:
+        found.append(f"{NOISE}: the row is missing")
     for name, target in targets.items():
         if only is not None and name not in only:
             continue

@@ -83,9 +83,7 @@ def _commits(
 
     async def run() -> int:
         options = Options(namespace=_NAMESPACE, retention=Retention(max_age=None))
-        async with llmspell_dist.connect(
-            server.url, client_name=_CLIENT, options=options
-        ) as spell:
+        async with llmspell_dist.connect(server.url, client_name=_CLIENT, options=options) as spell:
             put = spell.state.set
 
             def commit(worker: int, turn: int) -> Awaitable[object]:

@@ -73,6 +73,10 @@ _SMALL: Final = 2048
 _UNPACKER_STACK: Final = 1024
 
 
+_FLAT_FIELDS: Final = 64
+_PLAIN_LEAVES: Final = frozenset({str, bytes, int, float, bool, type(None)})
+
+
 class _TooNestedError(Exception):
     """Tuples and sets nest deeper than the codec allows."""
 
@@ -138,7 +142,12 @@ class Codec:
         size = len(packed)
         if size > self.max_bytes:
             raise LimitError("bytes of the encoded value", size, self.max_bytes, "$")
-        if not self._is_plain(packed, size) and not self._is_sound(value):
+        if (
+            # The shape of most: leaves only. A look at their types costs less than at their bytes.
+            not (type(value) is dict and _are_leaves(value))
+            and not self._is_plain(packed, size)
+            and not self._is_sound(value)
+        ):
             self._refuse(value)
         if size <= _KEEP_PACKER_BYTES and len(pool) < _POOL_LIMIT:
             pool.append(pack)  # a larger one is dropped, else its grown buffer would stay for good
@@ -285,6 +294,14 @@ class Codec:
         if kind == "ExtraData":
             return CodecError("$", "the bytes go on after the value")
         return CodecError("$", f"the bytes cannot be read ({kind})")
+
+
+def _are_leaves(value: dict[Any, Any]) -> bool:
+    return (
+        len(value) <= _FLAT_FIELDS
+        and _PLAIN_LEAVES.issuperset(map(type, value))
+        and _PLAIN_LEAVES.issuperset(map(type, value.values()))
+    )
 
 
 def _array_header(size: int) -> bytes:

@@ -79,21 +79,25 @@ local function sweep_scope(text)
   return #gone
 end
 
--- The elements that a clear left behind.
+-- The elements that clears left behind, at most 100 in a call; whether there may be more.
 local function empty_trash()
-  local aside = redis.call('SRANDMEMBER', trash)
-  if not aside then
-    return 0
+  local left = 100
+  while left > 0 do
+    local aside = redis.call('SRANDMEMBER', trash)
+    if not aside then
+      return false
+    end
+    local generations = redis.call('SPOP', aside, left)
+    local scope_key = string.match(aside, '^(.*):g:[^:]*$')
+    for i = 1, #generations do
+      redis.call('UNLINK', scope_key .. ':p:' .. generations[i])
+    end
+    if #generations < left then
+      redis.call('SREM', trash, aside)
+    end
+    left = left - #generations - 1
   end
-  local generations = redis.call('SPOP', aside, 100)
-  local scope_key = string.match(aside, '^(.*):g:[^:]*$')
-  for i = 1, #generations do
-    redis.call('UNLINK', scope_key .. ':p:' .. generations[i])
-  end
-  if redis.call('EXISTS', aside) == 0 then
-    redis.call('SREM', trash, aside)
-  end
-  return #generations
+  return true
 end
 
 local removed, more = 0, 0
@@ -105,7 +109,7 @@ for i = 1, #scopes do
     break
   end
 end
-if #scopes == 100 or empty_trash() == 100 then
+if #scopes == 100 or empty_trash() then
   more = 1
 end
 if more == 0 then

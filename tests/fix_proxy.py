@@ -67,11 +67,12 @@ class _Link:
 
     client: asyncio.StreamWriter
     server: asyncio.StreamWriter
-    server_reader: asyncio.StreamReader
     pending: deque[bool] = field(default_factory=deque)
     """For each request without a reply: whether its reply is to be lost."""
     ghost: bytes = b""
     """What the server is still to get, whether or not the client is there."""
+    laid: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once the server has answered the ghost, or ended."""
 
     def reset(self) -> None:
         for writer in (self.client, self.server):
@@ -162,10 +163,11 @@ class FaultProxy:
         """Cut all present connections with RST; return how many there were."""
         return self._do(self._reset_all)
 
-    def down(self) -> None:
-        """Refuse new connections and cut the present ones."""
+    def down(self, *, keep: bool = False) -> None:
+        """Refuse new connections, and cut the present ones unless they are to `keep`."""
         self._run(self._close_listener())
-        self.reset_peer()
+        if not keep:
+            self.reset_peer()
 
     def up(self) -> None:
         """Listen again, on the same port."""
@@ -242,7 +244,7 @@ class FaultProxy:
         except OSError:
             writer.transport.abort()
             return
-        link = _Link(writer, far_writer, far_reader)
+        link = _Link(writer, far_writer)
         self._links.add(link)
         pumps = [
             asyncio.ensure_future(self._requests(link, reader)),
@@ -256,20 +258,14 @@ class FaultProxy:
             await asyncio.gather(*pumps, return_exceptions=True)
             self._links.discard(link)
             writer.transport.abort() if writer.transport.is_closing() else writer.close()
-            if link not in self._ghosts:
-                far_writer.close()
+            far_writer.close()
+            link.laid.set()
 
     async def _release_ghosts(self) -> int:
         ghosts, self._ghosts = self._ghosts, []
         for link in ghosts:
             link.server.write(link.ghost)
-            await link.server.drain()
-            # Its reply comes to nobody; by then the server has carried it out.
-            with suppress(OSError):
-                link.server.write_eof()
-            while await link.server_reader.read(1 << 16):
-                pass
-            link.server.close()
+            await link.laid.wait()
         return len(ghosts)
 
     def _strikes(self, request: bytes) -> _Rule | None:
@@ -292,6 +288,7 @@ class FaultProxy:
                     self.struck += 1
                     if rule.ghost:
                         link.ghost = frame
+                        link.pending.append(True)  # its reply comes to nobody
                         self._ghosts.append(link)
                         await asyncio.Event().wait()
                     link.server.write(frame[: int(len(frame) * rule.part)])

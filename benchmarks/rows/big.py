@@ -82,6 +82,10 @@ async def _append(bench: Bench) -> Samples:
         assert len(stored) == length + appended[0]
         assert stored[-1] == message
         assert len(await spell.state.get("session:short", "messages-0")) == 11
+        newest = (await spell.state.history("session:long", "messages", limit=1))[0]
+        record = await spell.state.get_record("session:long", "messages")
+        assert record is not None
+        assert (newest.revision, newest.value) == (record.revision, (message,))
         return samples
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgpack
 
@@ -53,7 +53,8 @@ async def _get_many(bench: Bench) -> Samples:
     async with AsyncExitStack() as stack:
         plain = await stack.enter_async_context(open_redis_py(bench.server))
         spell = await stack.enter_async_context(open_ours(bench.server))
-        await plain.hset(HASHES[0], mapping=_hundred(values.bytes, 0))
+        ready: dict[Any, Any] = dict(_hundred(values.bytes, 0))
+        await plain.hset(HASHES[0], mapping=ready)
         expected = _hundred(values.objects, 0)
         await spell.state.set_many(SCOPES[0], expected)
         assert await spell.state.get_many(SCOPES[0], _HUNDRED) == expected

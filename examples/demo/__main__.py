@@ -51,6 +51,8 @@ async def _demo(options: argparse.Namespace, url: str, found: list[recordings.Re
     ]
     async with llmspell_dist.connect(url, namespace=namespace, client_name="demo") as spell:
         state = spell.state
+        if spell.server is not None:
+            print(f"{spell.server.flavour} {spell.server.version} at {spell.server.address}")
         print(
             f"{len(found)} recordings with {messages:,} messages, replayed {laps} times by "
             f"{options.agents} processes; namespace {namespace}"

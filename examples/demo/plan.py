@@ -29,7 +29,7 @@ __all__ = [
     "worker_scope",
 ]
 
-SEATS = 3
+SEATS = 4
 """Tasks that one process works on at the same time, each in a coroutine of its own."""
 STARTING_BUDGET = 1_000
 
@@ -50,7 +50,7 @@ OUTCOME = "outcome"
 RECORD = "record"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Task:
     """One recording to replay once."""
 

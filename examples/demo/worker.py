@@ -96,17 +96,21 @@ class _Seat:
 
     async def _next_task(self) -> Task | None:
         """Return a task that is now ours, or None when every task is done."""
-        while True:
+        # No more than this are ever claimed at once: among twice as many, one is open if any is.
+        window = 2 * self.job.workers * plan.SEATS
+        while self.tasks:
+            looked_at = self.tasks[:window]
             async with self.watch.timing("get_many"):
-                keys = [plan.claim_key(task.id) for task in self.tasks]
+                keys = [plan.claim_key(task.id) for task in looked_at]
                 claims = await self.state.get_many(plan.BOARD, keys)
-            states = [claims[key]["state"] for key in keys]
-            if all(state == "done" for state in states):
-                return None
-            for task, state in zip(self.tasks, states, strict=True):
+            states = {task: claims[plan.claim_key(task.id)]["state"] for task in looked_at}
+            self.tasks = [task for task in self.tasks if states.get(task) != "done"]
+            for task, state in states.items():
                 if state == "open" and await self._claim(task):
                     return task
-            await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+            if "done" not in states.values():
+                await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+        return None
 
     async def _claim(self, task: Task) -> bool:
         key = plan.claim_key(task.id)

@@ -88,7 +88,7 @@ def _fail(code: int, name: str, message: str, facts: dict[str, object], *, as_js
 
 
 def _plain(fact: object) -> object:
-    """Return a fact as JSON has it: revisions and operations as text, keys of a conflict by name."""
+    """Return a fact as JSON has it: revisions and operations as text."""
     from llmspell_dist.errors import ConflictingKey, mask_secrets  # noqa: PLC0415
 
     if fact is None or isinstance(fact, bool | int | float):

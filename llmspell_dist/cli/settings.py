@@ -131,8 +131,14 @@ def command(
             before = context.find_root().obj or Settings()
             settings = before.with_more(**{key: given.pop(key) for key in GLOBALS})
             context.find_root().obj = settings
-            result = body(settings, **given)
-            code = result if isinstance(result, Exit) else asyncio.run(result)
+            try:
+                result = body(settings, **given)
+                code = result if isinstance(result, Exit) else asyncio.run(result)
+            # Here, because typer would print something or choose another exit code.
+            except BrokenPipeError:
+                code = Exit.PIPE
+            except KeyboardInterrupt:
+                code = Exit.INTERRUPTED
             if code:
                 raise typer.Exit(int(code))
 

@@ -24,6 +24,7 @@ from llmspell_dist.redis.replies import (
     error_code,
     error_from_reply,
     nothing_ran,
+    refused_by_role,
     system_said,
 )
 from llmspell_dist.redis.resp import ErrorReply, ProtocolError
@@ -39,8 +40,9 @@ if TYPE_CHECKING:
 __all__ = ["Attempts", "AttemptsDriver", "Call", "CommitRequest", "Read", "Request"]
 
 _FATAL = (StoreAuthenticationError, StorePermissionError, StoreProtocolError)
-_PEEK_AFTER_S = 1.0
-"""After so long idle a connection is looked at before it is used."""
+_PEEK_AFTER_S = 0.005
+"""After so long idle a connection is looked at before it is used: what was never sent need not be
+called unknown."""
 
 
 class AttemptsDriver(Protocol):
@@ -168,12 +170,17 @@ class CommitRequest(Request):
             connection.patience(driver.options.call_timeout)
         if type(reply) is ErrorReply:
             return reply
+        if type(reply) is list and (refused := refused_by_role(reply)):
+            return refused
         if type(reply) is not list or len(reply) != 1:
             said = "the commit script answered no outcome"
             raise OutcomeUnknownError(driver.server, said, operation=self.operation())
         ring.acknowledged(shard, now, flags)
         if self._ack is not None and isinstance(reply[0], bytes):
-            return ack_result(reply[0], self._ack, known, acknowledged)
+            acked = ack_result(reply[0], self._ack, known, acknowledged)
+            if not acked.reached:
+                acked.operation = self.operation()
+            return acked
         return reply[0]
 
     def without_script(self) -> bool:
@@ -219,9 +226,9 @@ class Attempts:
             try:
                 reply = request.send(self._driver, connection)
             except (OSError, ProtocolError) as error:
-                request.sent = True
+                request.sent = request.sent or connection.left
                 cls, said = self._judge(error)
-                if not request.may_send_again():
+                if connection.left and not request.may_send_again():
                     raise cls(self._driver.server, said, may_have_happened=True) from error
                 self._pause(cls, said, error, first_free=True)
                 continue
@@ -238,6 +245,8 @@ class Attempts:
             )
             if code not in RETRIED:
                 raise refusal
+            if code == "READONLY":
+                connection.disconnect()  # the next one may lead to the new primary
             pause = self._backoff.next_s()
             if monotonic() + pause >= self._deadline:
                 raise refusal

@@ -37,14 +37,17 @@ class BlockingSocket:
         "_buffer",
         "_clock",
         "_clock_due",
+        "_deadline",
         "_feed",
         "_gets",
         "_options",
+        "_patience",
         "_recv_into",
         "_scripts",
         "_sendall",
         "_sock",
         "info",
+        "left",
         "ring",
         "used_at",
     )
@@ -61,6 +64,10 @@ class BlockingSocket:
         self.info: ServerInfo | None = None
         self.ring = Ring(ring_key)
         self.used_at = 0.0
+        self.left = False
+        """Whether the last request left as a whole. One that did not can never be carried out."""
+        self._patience = 0.0
+        self._deadline = 0.0
         self._use_reader()
 
     def _use_reader(self) -> None:
@@ -96,7 +103,8 @@ class BlockingSocket:
             steps = handshake(endpoint, self._scripts, previous=self.info, clock=self._clock)
             requests = next(steps)
             while True:
-                self._sendall(b"".join(requests))
+                self._deadline = monotonic() + timeout_s
+                self._send_greeting(b"".join(requests))
                 try:
                     requests = steps.send([self._read() for _ in requests])
                 except StopIteration as done:
@@ -110,6 +118,14 @@ class BlockingSocket:
         self.used_at = monotonic()
         self._clock_due = self.used_at + self._options.clock_interval
 
+    def _send_greeting(self, packed: bytes) -> None:
+        try:
+            self._sendall(packed)
+        except (BrokenPipeError, ConnectionResetError):
+            # A server that refuses the connection says why, and closes: that is there to be read.
+            reply = self._read()
+            raise ConnectionRefusedError(str(reply)) from None
+
     def _use_socket(self, sock: socket.socket) -> None:
         self._sock = sock
         self._sendall = sock.sendall
@@ -117,7 +133,11 @@ class BlockingSocket:
         self._use_reader()
 
     def patience(self, seconds: float) -> None:
-        """Set how long the server may be silent."""
+        """Set how long the server may take for a whole reply."""
+        self._patience = seconds
+        self._limit_receive(seconds)
+
+    def _limit_receive(self, seconds: float) -> None:
         if self._sock is not None:
             whole = int(seconds)
             value = struct.pack("@ll", whole, int((seconds - whole) * 1e6))
@@ -127,15 +147,19 @@ class BlockingSocket:
     def round_trip(self, packed: bytes) -> Any:
         """Send a request and return its reply; an error reply is returned, too."""
         now = self.used_at = monotonic()
+        self._deadline = now + self._patience
+        self.left = False
         try:
             if now >= self._clock_due:
                 self._clock_due = now + self._options.clock_interval
                 self._sendall(_TIME + packed)
+                self.left = True
                 time = self._read()
                 if type(time) is list:
                     self._clock.observe(now, monotonic(), int(time[0]) + int(time[1]) / 1e6)
             else:
                 self._sendall(packed)
+                self.left = True
             return self._read()
         except BaseException:
             self.disconnect()
@@ -144,6 +168,8 @@ class BlockingSocket:
     def round_trips(self, packed: bytes, count: int) -> list[Any]:
         """Send several requests in one piece and return their replies."""
         self.used_at = monotonic()
+        self._deadline = self.used_at + self._patience
+        self.left = True  # the first may have left, even if the last did not
         try:
             self._sendall(packed)
             return [self._read() for _ in range(count)]
@@ -154,13 +180,21 @@ class BlockingSocket:
     def _read(self) -> Any:
         gets = self._gets
         reply = gets()
+        received = 0
         while True:
             if reply is NOTHING:
+                if received == 1:
+                    self._limit_receive(max(0.001, self._deadline - monotonic()))
+                elif received and monotonic() >= self._deadline:
+                    raise TimeoutError
                 count = self._recv_into(self._buffer)
                 if not count:
                     raise ConnectionResetError("the server closed the connection")
                 self._feed(self._buffer, 0, count)
+                received += 1
             elif type(reply) is not PushNotification:
+                if received > 1:
+                    self._limit_receive(self._patience)
                 return reply
             reply = gets()
 

@@ -197,6 +197,13 @@ class Commit:
 _FREEING = frozenset((Op.DELETE, Op.CLEAR))
 
 
+def _relocated(copy: Change, places: Sequence[bytes]) -> Change:
+    """A copy with its source as the group numbers the scopes; a commit has nothing but copies."""
+    payload = copy.payload
+    source = places[int.from_bytes(payload[:2], "big")]
+    return copy._replace(payload=source + payload[2:])
+
+
 def pack_group(
     ring_key: bytes,
     items: Sequence[tuple[int, int, Commit]],
@@ -221,9 +228,11 @@ def pack_group(
                 index = indexes[scope_hash] = len(keys)
                 keys.append(b"$%d\r\n%b\r\n" % (len(scope_hash), scope_hash))
                 texts.append(b"$%d\r\n%b\r\n" % (len(text), text))
-            places.append(_INDEX[index])
+            places.append(_INDEX[index] if index < len(_INDEX) else index.to_bytes(2, "big"))
         renew |= flags & RENEW_RING
         changes, conditions, meta = commit.changes, commit.conditions, commit.meta
+        if len(places) > 1 and changes and changes[0].head[0] == Op.COPY:
+            changes = [_relocated(one, places) for one in changes]
         head = _ITEM.pack(
             flags | FREEING if commit.freeing else flags,
             len(conditions),

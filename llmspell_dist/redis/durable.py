@@ -57,6 +57,8 @@ class AckedOutcome(bytes):
     replicas: int
     said: str
     """Why the level was not reached, if the server refused to wait."""
+    operation: Operation | None = None
+    """Asks for the level again, where it was not reached."""
 
 
 def ack_request(level: AckLevel, replicas_known: int, timeout_s: float) -> bytes:
@@ -166,14 +168,16 @@ class _DurableGroup(Group):
         """Resolve the members, if the script has answered for them."""
         if self.held is not None:
             held, self.held = self.held, None
-            super().settle(
-                [
-                    ack_result(outcome, self.level, known, reply)
-                    if isinstance(outcome, bytes)
-                    else outcome
-                    for outcome in held
-                ]
-            )
+            outcomes: list[Any] = []
+            for index, outcome in enumerate(held):
+                if isinstance(outcome, bytes):
+                    acked = ack_result(outcome, self.level, known, reply)
+                    if not acked.reached:
+                        acked.operation = self.operation(index)
+                    outcomes.append(acked)
+                else:
+                    outcomes.append(outcome)
+            super().settle(outcomes)
 
     def operation(self, index: int) -> Operation:
         return replace(super().operation(index), ack=self.level)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from llmspell_dist.errors import OutcomeUnknownError, StoreProtocolError, StoreUnavailableError
 from llmspell_dist.redis.commits import RENEW_RING, RETRY
-from llmspell_dist.redis.replies import error_from_reply, nothing_ran
+from llmspell_dist.redis.replies import error_from_reply, nothing_ran, refused_by_role
 from llmspell_dist.redis.resp import ErrorReply
 from llmspell_dist.redis.ring import Operation, Ring
 
@@ -154,6 +154,9 @@ class Group:
                 self.refuse(reply)
         elif type(reply) is not list or len(reply) != len(self.futures):
             self.fail(StoreProtocolError, "the commit script answered no outcomes", sent=True)
+        elif (refused := refused_by_role(reply)) is not None:
+            if not self._lane.refused_group(entry, refused):
+                self.refuse(refused)
         else:
             self._ring.acknowledged(self.shard, self._packed_at, self._flags)
             self.settle(reply)

@@ -336,9 +336,11 @@ class Lane:
             return True
         return self._refusals.defer(entry, reply)
 
-    def resume(self, entries: list[Entry]) -> None:
+    def resume(self, entries: list[Entry], *, elsewhere: bool) -> None:
         """Send again what the server refused a while ago."""
         self.backlog.extendleft(reversed(entries))
+        if elsewhere and self._wire is not None:
+            self._wire.kill("the server became a replica")
         if self._wire is None:
             self._supervisor.wake()
         self._drain()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from copy import deepcopy
 from functools import lru_cache
 from typing import Any
 
@@ -92,6 +93,14 @@ class _Client(AsyncFakeSocket):
                 self.put_response(answer(fields))
         except Exception as error:  # noqa: BLE001  # a bug of fakeredis must not hang the caller
             self.put_response(SimpleError(f"ERR fakeredis failed: {type(error).__name__}: {error}"))
+
+    def copy(self, key: Any, newkey: Any, *args: bytes) -> int:
+        """Carry out COPY; fakeredis's own puts the very same list or hash under both keys."""
+        copied = int(super().copy(key, newkey, *args))
+        if copied:
+            source = self._server.dbs[self._db_num]
+            source[key.key] = deepcopy(source[key.key])
+        return copied
 
     def _get_server_runtime(self, server: Any) -> Any:
         runtime = super()._get_server_runtime(server)

@@ -32,19 +32,20 @@ class RefusalsOwner(Protocol):
     def server(self) -> str:
         """What errors call the server."""
 
-    def resume(self, entries: list[Entry]) -> None:
-        """Send the entries again."""
+    def resume(self, entries: list[Entry], *, elsewhere: bool) -> None:
+        """Send the entries again; `elsewhere`: over a new connection."""
 
 
 class Refusals:
     """The entries of a lane that the server refused and that are to be sent again, in order."""
 
-    __slots__ = ("_backoff", "_lane", "_resume_at", "again", "deferred")
+    __slots__ = ("_backoff", "_elsewhere", "_lane", "_resume_at", "again", "deferred")
 
     def __init__(self, lane: RefusalsOwner) -> None:
         self._lane = lane
         self._backoff = Backoff.within(lane.options.retry_budget)
         self._resume_at = 0.0
+        self._elsewhere = False
         self.again: list[Entry] = []
         """To be sent again at once."""
         self.deferred: list[Entry] = []
@@ -52,7 +53,8 @@ class Refusals:
 
     def defer(self, entry: Entry, reply: ErrorReply) -> bool:
         """Keep an entry for later, if its refusal is one that passes and its budget allows."""
-        if error_code(reply.text) not in RETRIED:
+        code = error_code(reply.text)
+        if code not in RETRIED:
             return False
         now = monotonic()
         if not self.deferred:
@@ -66,12 +68,15 @@ class Refusals:
             logger.warning("%s: %s; trying again soon", self._lane.server, reply.text)
             asyncio.get_running_loop().call_later(self._resume_at - now, self._resume)
         self.deferred.append(entry)
+        self._elsewhere |= code == "READONLY"
         return True
 
     def _resume(self) -> None:
         entries, self.deferred = self.deferred, []
+        elsewhere, self._elsewhere = self._elsewhere, False
         if entries:
-            self._lane.resume(entries)
+            # What was the primary is a replica now: whoever says where the server is may know better.
+            self._lane.resume(entries, elsewhere=elsewhere)
 
     def take_again(self) -> list[Entry]:
         """Hand over what is to be sent at once."""

@@ -20,10 +20,20 @@ from llmspell_dist.errors import (
     StoreUnavailableError,
 )
 
-if TYPE_CHECKING:
-    from llmspell_dist.redis.resp import ErrorReply
+from llmspell_dist.redis.resp import ErrorReply
 
-__all__ = ["NOSCRIPT", "RETRIED", "error_code", "error_from_reply", "nothing_ran", "system_said"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = [
+    "NOSCRIPT",
+    "RETRIED",
+    "error_code",
+    "error_from_reply",
+    "nothing_ran",
+    "refused_by_role",
+    "system_said",
+]
 
 NOSCRIPT = "NOSCRIPT"
 
@@ -76,6 +86,18 @@ def error_code(text: str) -> str:
 def nothing_ran(text: str) -> bool:
     """Tell whether the reply proves that the request changed nothing."""
     return error_code(text) in _BEFORE_ANY_WRITE or not _IN_SCRIPT.search(text)
+
+
+def refused_by_role(outcomes: Sequence[Any]) -> ErrorReply | None:
+    """Return what a replica said if it refused a group's first write: then nothing was written.
+
+    A replica runs a script until that writes, so its refusal comes as an outcome of the commit.
+    """
+    for outcome in outcomes:
+        if type(outcome) is bytes and outcome.startswith(b"FAILED ") and b"READONLY " in outcome:
+            text = outcome[7:].decode("utf-8", "replace")
+            return ErrorReply(text) if error_code(text) == "READONLY" else None
+    return None
 
 
 def error_from_reply(

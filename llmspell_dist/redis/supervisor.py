@@ -110,7 +110,7 @@ class Supervisor:
             if now - oldest > patience and punctual:
                 self._error = StoreTimeoutError
                 wire.kill(f"no reply within {patience:g} s")
-        elif now - self._last_traffic > options.health_check_interval and not lane.closing:
+        elif 0 < options.health_check_interval < now - self._last_traffic and not lane.closing:
             lane.ask(_PING)
         if lane.backlog:
             lane.expire(now, StoreTimeoutError, f"not sent within {options.retry_budget:g} s")

@@ -70,6 +70,7 @@ class Wire(asyncio.Protocol):
         "_lost",
         "_marks",
         "_owner",
+        "_said",
         "_sent",
         "info",
         "pending",
@@ -86,6 +87,7 @@ class Wire(asyncio.Protocol):
         self._owner = owner
         self._lost = False
         self._gone = False
+        self._said = "the client was closed"
         self._closed: asyncio.Future[None] | None = None
         self._sent = 0
         self._marks: deque[tuple[int, float]] = deque()
@@ -122,7 +124,8 @@ class Wire(asyncio.Protocol):
                 try:
                     entry = popleft()
                 except IndexError:
-                    self.kill("the server sent a reply that nobody asked for")
+                    said = "the server sent a reply that nobody asked for"
+                    self.kill(reply.text if kind is ErrorReply else said)
                     return
                 waiter = entry[0]
                 if type(waiter) is not future_type:
@@ -189,6 +192,8 @@ class Wire(asyncio.Protocol):
         """Run a handshake; its error replies reach the handshake as values."""
         requests = next(steps)
         while True:
+            if self._lost:
+                raise ConnectionResetError(self._said)
             batch = _Batch(len(requests))
             now = monotonic()
             self.pending.extend((batch, None, now) for _ in requests)
@@ -198,7 +203,7 @@ class Wire(asyncio.Protocol):
                 requests = steps.send(replies)
             except StopIteration as done:
                 if self._lost:
-                    raise ConnectionResetError("the server closed the connection") from None
+                    raise ConnectionResetError(self._said) from None
                 info: ServerInfo = done.value
                 return info
 
@@ -226,6 +231,7 @@ class Wire(asyncio.Protocol):
         if self._lost:
             return
         self._lost = True
+        self._said = said
         self.writable = False
         if self.info is None:  # still greeting: the dialler waits for a batch
             for waiter, _, _ in self.pending:

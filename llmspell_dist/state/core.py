@@ -166,10 +166,12 @@ class Core:
     ) -> Change:
         """The change that sets a key to an encoded value."""
         mode, milliseconds = self.expiry(ttl, state_class)
+        payload = encoded.payload
+        assert isinstance(payload, bytes)  # noqa: S101 - what is large goes another way
         return change(
             Op.SET,
             field,
-            encoded.payload,
+            payload,
             kind=encoded.kind,
             state_class=state_class,
             flags=encoded.flags,

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from llmspell_dist.ack import Ack
 from llmspell_dist.classes import StateClass
 from llmspell_dist.errors import ConflictError, InvalidArgumentError
-from llmspell_dist.redis.commits import read_revision
+from llmspell_dist.redis.commits import Commit, read_revision
 from llmspell_dist.redis.retry import Backoff
 from llmspell_dist.revision import Revision
 from llmspell_dist.scope import Scope, ScopeKind
@@ -98,12 +98,13 @@ class StateManager:
         has is kept. `ack`: what to wait for; if the level is not reached in time,
         `AckNotReachedError` says so, and the write has happened all the same.
         """
-        plain = self._writes.plain_set(scope, key, value, ttl, state_class, schema_version, ack)
-        if plain is not None:
-            return read_revision(await self._commit(plain), plain, self._driver.core.server)
-        return await self._run(
-            self._writes.set(scope, key, value, ttl, state_class, schema_version, ack)
+        prepared = self._writes.prepare_set(
+            scope, key, value, ttl, state_class, schema_version, ack
         )
+        if isinstance(prepared, Commit):
+            outcome = await self._commit(prepared)
+            return read_revision(outcome, prepared, self._driver.core.server)
+        return await self._run(prepared)
 
     async def set_if_absent(
         self,

@@ -15,6 +15,7 @@ from llmspell_dist.errors import (
     WrongKindError,
 )
 from llmspell_dist.records import (
+    CODEC_FLAGS,
     FORMAT,
     MIN_HEADER,
     Head,
@@ -30,6 +31,7 @@ from llmspell_dist.redis.scripts import load_script
 from llmspell_dist.revision import from_ms
 from llmspell_dist.keys import scoped_field
 from llmspell_dist.state.core import checked_keys, field_of
+from llmspell_dist.state.large import NOT_LARGE, Collector
 from llmspell_dist.state.model import Record, ScopeStat
 from llmspell_dist.typed import from_builtin
 
@@ -47,6 +49,7 @@ PAGE_BYTES: Final = 256 * 1024
 ALL_KEYS, ALL_BYTES = 1000, 1024 * 1024
 """Most keys and bytes of a scope that `get_all` reads in one go."""
 _RESTARTS: Final = 5
+_PIECES: Final = 4
 
 _VALUE, _NUMBER = int(Kind.VALUE), int(Kind.NUMBER)
 _LIST, _MAP, _BLOB = int(Kind.LIST), int(Kind.MAP), int(Kind.BLOB)
@@ -165,10 +168,32 @@ class Reads:
                 stored = unpack_record(raw, scope.scope.text, key)
                 head = unpack_head(stored.payload, scope.scope.text, key)
             else:
+                if stored.kind == _BLOB and not stored.flags & CODEC_FLAGS:
+                    return (yield from self._collect(stored, head, scope, key))
                 elements = yield from self.pages(scope, head, 0, head.count)
         if len(elements) != (2 * head.count if stored.kind == _MAP else head.count):
             return None
         return Found(stored, self.join(stored, elements, scope, key))
+
+    def _collect(
+        self, stored: StoredRecord, head: Head, scope: ScopeKey, key: str
+    ) -> Steps[Found | None]:
+        """Put a large value together as its pieces arrive; None if they were replaced meanwhile."""
+        collector = Collector()
+        for start in range(0, head.count, _PIECES):
+            stop = min(start + _PIECES, head.count)
+            for piece in (yield from self.pages(scope, head, start, stop)):
+                collector.add(piece)
+        if collector.count != head.count:
+            return None
+        try:
+            value = collector.value()
+        except UnicodeDecodeError:
+            raise CorruptRecordError(scope.scope.text, key, "its text is not UTF-8") from None
+        if value is NOT_LARGE:
+            payload = collector.payload()
+            value = self.core.values.decode(_VALUE, 0, payload, scope.scope.text, key)
+        return Found(stored, value)
 
     def pages(self, scope: ScopeKey, head: Head, start: int, stop: int) -> Steps[list[bytes]]:
         """Elements of a list or chunks of a large value; they never change, only more may follow."""

@@ -180,14 +180,22 @@ class Scopes:
             keys = (from_key.hash, self.core.keyspace.ttl(from_key.scope))
             _, raw = yield ScriptCall(load_script("count"), keys, ())
             meta = unpack_meta(raw, from_key.scope.text)
-            if meta.count > COPY_BATCH or meta.size > COPY_BYTES:
+            if meta.count > COPY_BATCH:
                 return (yield from self._transfer_large(from_key, to_key, move))
             if meta.revision is None:
                 return 0
-            fields, cursor = yield from self._scan(source, None, MAX_PAGE, None, None)
-            while cursor is not None:  # a hash that was large once may be scanned in several steps
-                more, cursor = yield from self._scan(source, cursor, MAX_PAGE, None, None)
-                fields = list(dict.fromkeys([*fields, *more]))
+            sizes: dict[bytes, int] = {}
+            cursor = None
+            while True:  # a hash that was large once may be scanned in several steps
+                flat, cursor = yield from self._scan(
+                    source, cursor, MAX_PAGE, None, None, WITH_SIZES
+                )
+                sizes.update(zip(flat[::2], flat[1::2], strict=True))
+                if cursor is None:
+                    break
+            if sum(sizes.values()) > COPY_BYTES:
+                return (yield from self._transfer_large(from_key, to_key, move))
+            fields = list(sizes)
             if not fields:
                 return 0
             guard = condition(ConditionMode.SCOPE_REVISION, fields[0], meta.revision, scope=1)

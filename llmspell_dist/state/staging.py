@@ -7,7 +7,7 @@ as atomic as any other. What no commit adopts expires after an hour.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llmspell_dist.changes import Op
@@ -15,6 +15,7 @@ from llmspell_dist.records import Kind
 from llmspell_dist.redis.commands import Command, ScriptCall
 from llmspell_dist.redis.commits import Change, StagedElementsLostError, change
 from llmspell_dist.redis.scripts import load_script
+from llmspell_dist.state.large import CHUNK_BYTES
 
 if TYPE_CHECKING:
     from llmspell_dist.classes import StateClass
@@ -22,15 +23,12 @@ if TYPE_CHECKING:
     from llmspell_dist.state.core import Core
     from llmspell_dist.state.steps import Steps
 
-__all__ = ["INLINE_LIMIT", "LOGGED_LIMIT", "Staged", "adopt", "chunks", "stage"]
+__all__ = ["LOGGED_LIMIT", "Staged", "adopt", "stage"]
 
-INLINE_LIMIT: Final = 512 * 1024
-"""Values up to this stand in the record itself, and in the log."""
 LOGGED_LIMIT: Final = 64 * 1024
 """A list or map that is converted is written to the log as a whole up to this."""
-CHUNK_BYTES: Final = 64 * 1024
 BATCH_ITEMS: Final = 1000
-TOGETHER: Final = 8
+TOGETHER: Final = 4
 
 
 class Staged(NamedTuple):
@@ -42,43 +40,43 @@ class Staged(NamedTuple):
     size: int
 
 
-def chunks(payload: bytes) -> list[bytes]:
-    """The pieces of a large value."""
-    return [payload[at : at + CHUNK_BYTES] for at in range(0, len(payload), CHUNK_BYTES)]
-
-
 def stage(
-    core: Core, scope: ScopeKey, kind: Kind, elements: Sequence[bytes] | Mapping[bytes, bytes]
+    core: Core, scope: ScopeKey, kind: Kind, elements: Iterable[bytes] | Mapping[bytes, bytes]
 ) -> Steps[Staged]:
-    """Lay elements down, in requests that may be sent twice."""
+    """Lay elements down, in requests that may be sent twice; they are asked for as they are sent."""
     generation = core.new_generation()
     key = core.keyspace.generation(scope.scope, generation)
     script = load_script("stage")
+    parts: Iterable[tuple[bytes, ...]]
     if isinstance(elements, Mapping):
-        pairs = list(elements.items())
-        flat = [part for pair in pairs for part in pair]
-        count, width, name = len(pairs), 2, b"map"
+        name, parts = b"map", elements.items()
     else:
-        flat, count, width, name = list(elements), len(elements), 1, b"list"
-    size = sum(map(len, flat))
-    at = 0
+        name, parts = b"list", ((element,) for element in elements)
+    count = size = laid = weight = 0
+    batch: list[bytes] = []
     calls: list[Command | ScriptCall] = []
-    while at < len(flat):
-        batch: list[bytes] = []
-        weight, start = 0, at
-        while at < len(flat) and len(batch) < BATCH_ITEMS and weight < CHUNK_BYTES:
-            batch += flat[at : at + width]
-            weight += sum(map(len, flat[at : at + width]))
-            at += width
-        calls.append(
-            ScriptCall(script, (key,), (name, b"%d" % (start // width), *batch), bulk=True)
-        )
-        if len(calls) == TOGETHER or at >= len(flat):
-            replies = yield calls
-            if min(replies) < 0:
-                raise StagedElementsLostError
+    for part in parts:
+        batch += part
+        count += 1
+        weight += sum(map(len, part))
+        if weight < CHUNK_BYTES and len(batch) < BATCH_ITEMS:
+            continue
+        calls.append(ScriptCall(script, (key,), (name, b"%d" % laid, *batch), bulk=True))
+        laid, size, batch, weight = count, size + weight, [], 0
+        if len(calls) == TOGETHER:
+            yield from _lay_down(calls)
             calls = []
-    return Staged(kind, generation, count, size)
+    if batch:
+        calls.append(ScriptCall(script, (key,), (name, b"%d" % laid, *batch), bulk=True))
+    if calls:
+        yield from _lay_down(calls)
+    return Staged(kind, generation, count, size + weight)
+
+
+def _lay_down(calls: list[Command | ScriptCall]) -> Steps[None]:
+    replies = yield calls
+    if min(replies) < 0:
+        raise StagedElementsLostError
 
 
 def adopt(

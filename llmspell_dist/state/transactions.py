@@ -26,7 +26,7 @@ from llmspell_dist.redis.commits import (
 )
 from llmspell_dist.revision import Revision
 from llmspell_dist.state.core import checked_keys, field_of
-from llmspell_dist.state.staging import INLINE_LIMIT
+from llmspell_dist.state.large import INLINE_LIMIT
 from llmspell_dist.state.writes import added, check_schema_version
 from llmspell_dist.ttl import KEEP, ttl_ms
 from llmspell_dist.typed import from_builtin

@@ -18,6 +18,7 @@ from llmspell_dist.errors import (
     SpellError,
 )
 from llmspell_dist.records import ENCRYPTED, ZSTD, Kind
+from llmspell_dist.state.large import INLINE_LIMIT, Pieces
 from llmspell_dist.typed import is_model, to_builtin
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Encoded(NamedTuple):
 
     kind: int
     flags: int
-    payload: bytes
+    payload: bytes | Pieces
 
 
 class Values:
@@ -63,6 +64,8 @@ class Values:
                     return Encoded(_NUMBER, 0, b"%d" % value)
             elif kind is float and isfinite(value):
                 return Encoded(_NUMBER, 0, encode_number(value))
+            elif (kind is str or kind is bytes) and len(value) > INLINE_LIMIT:
+                return Encoded(_VALUE, 0, Pieces(value, self.codec.max_bytes))
             return Encoded(_VALUE, 0, self._pack(value))
         behaviour = BEHAVIOURS[state_class]
         if behaviour.strict:

@@ -31,7 +31,8 @@ from llmspell_dist.redis.commits import (
 from llmspell_dist.redis.retry import Backoff
 from llmspell_dist.revision import Revision
 from llmspell_dist.state.core import MAX_BATCH, checked_keys, field_of
-from llmspell_dist.state.staging import INLINE_LIMIT, adopt, chunks, stage
+from llmspell_dist.state.large import INLINE_LIMIT, pieces_of
+from llmspell_dist.state.staging import adopt, stage
 from llmspell_dist.state.steps import Call, Pause
 from llmspell_dist.ttl import KEEP, ttl_ms
 
@@ -72,7 +73,7 @@ class Writes:
 
     # --- one key
 
-    def plain_set(
+    def prepare_set(
         self,
         scope: str | Scope,
         key: str,
@@ -81,18 +82,20 @@ class Writes:
         state_class: StateClass | None,
         schema_version: int,
         ack: Ack | None,
-    ) -> Commit | None:
-        """The commit that sets a key, if it is one request and waits for nothing; else None."""
+    ) -> Commit | Steps[Revision]:
+        """What sets a key: nearly always one commit that waits for nothing, else steps."""
         core = self.core
         scope_key = core.scope_key(scope)
         field = scoped_field(scope_key.scope, key)
         resolved = core.rules.resolve(scope_key.scope, key, state_class)
-        if ack is not None or BEHAVIOURS[resolved].durable_ack:
-            return None
         encoded = core.values.encode(value, resolved, scope_key.scope.text, key)
-        if len(encoded.payload) > INLINE_LIMIT:
-            return None
         check_schema_version(schema_version)
+        if (
+            ack is not None
+            or len(encoded.payload) > INLINE_LIMIT
+            or BEHAVIOURS[resolved].durable_ack
+        ):
+            return self._store(scope_key, field, encoded, ttl, resolved, schema_version, ack, None)
         one = core.set_change(0, field, encoded, ttl, resolved, schema_version)
         return Commit.of_one(scope_key, one, core.meta())
 
@@ -114,6 +117,25 @@ class Writes:
         resolved = core.rules.resolve(scope_key.scope, key, state_class)
         encoded = core.values.encode(value, resolved, scope_key.scope.text, key)
         check_schema_version(schema_version)
+        return (
+            yield from self._store(
+                scope_key, field, encoded, ttl, resolved, schema_version, ack, guard
+            )
+        )
+
+    def _store(
+        self,
+        scope_key: ScopeKey,
+        field: bytes,
+        encoded: Encoded,
+        ttl: TTL,
+        resolved: StateClass,
+        schema_version: int,
+        ack: Ack | None,
+        guard: tuple[int, Revision | None] | None,
+    ) -> Steps[Revision]:
+        """Set a key to an encoded value."""
+        core = self.core
         if len(encoded.payload) <= INLINE_LIMIT:
             one = core.set_change(0, field, encoded, ttl, resolved, schema_version)
         else:
@@ -139,7 +161,7 @@ class Writes:
     ) -> Steps[Change]:
         """Lay a large value down and describe the change that adopts it."""
         mode, milliseconds = self.core.expiry(ttl, state_class)
-        staged = yield from stage(self.core, scope, Kind.BLOB, chunks(encoded.payload))
+        staged = yield from stage(self.core, scope, Kind.BLOB, pieces_of(encoded.payload))
         return adopt(
             staged,
             field,

@@ -4,7 +4,7 @@
 local META_NEW = '\1' .. string.rep('\0', 31)
 local COMPOSITE = 48 -- kind and class of a record from here on: its elements lie in a sibling key
 local SHORTEST = { [0] = 15, 21, 21, 27 } -- bytes of a record's header by its flags for created and expiry
-local GRACE_MS = 10000 -- how long a replaced generation stays for readers that hold its head
+local GRACE_MS = 3000 -- how long a replaced generation stays for readers that hold its head
 local EMPTY_SCOPE_MS = 86400000 -- when the sweeper looks whether an empty scope can be forgotten
 
 local function open_scope(key, text)

@@ -44,7 +44,7 @@ def _recording(folder: Path, name: str, content: object) -> None:
 
 def test_the_demo_proves_its_outcome_although_an_agent_is_killed(folder: Path) -> None:
     """All proofs hold, the killed agent's tasks were taken over, latencies are printed."""
-    done = _demo(folder)
+    done = _demo(folder, "--laps", "15")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "all proofs hold" in done.stdout
     assert "FAILED" not in done.stdout
@@ -75,7 +75,7 @@ def test_uneven_recordings_are_replayed(folder: Path) -> None:
     _recording(data, "nulls", {"history": [{"role": "user"}], "trajectory": None, "info": None})
     steps = [{"action": "ls", "state": '{"cwd": "/"}'}, {"action": "cd", "state": "not JSON"}]
     _recording(data, "odd name %: (1)", {"history": [message], "trajectory": steps * 2})
-    done = _demo(folder, "--data", str(data))
+    done = _demo(folder, "--data", str(data), "--laps", "40")
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import llmspell_dist
+from llmspell_dist.doctor import CHECKS
 from llmspell_dist.doctor.facts import MissingRight
 from llmspell_dist.doctor.rights import NEEDS, advice, distinct, missing_right, questions
 from llmspell_dist.keys import KeySpace
@@ -61,7 +62,7 @@ def test_every_command_that_python_sends_is_in_the_table() -> None:
 
 def test_every_kind_of_key_is_asked_about() -> None:
     """Log, index, settings, ring, scopes and their elements."""
-    keys = {question.request[1] for question in questions(KeySpace("ns"), "t")}
+    keys = {word for question in questions(KeySpace("ns"), "t") for word in question.request}
     for key in ("ns:{0}:log", "ns:{0}:due", "ns:{0}:ctl", "ns:{0}:ring:doctor", "ns:{0}:global"):
         assert key in keys
 
@@ -106,3 +107,12 @@ def test_the_advice_is_a_command_to_paste() -> None:
         MissingRight("channel", "ns:*", "x", essential=False),
     ]
     assert advice("bob", missing) == "ACL SETUSER bob +client|id ~ns:* &ns:*"
+
+
+def test_the_documentation_lists_the_rights_and_the_checks() -> None:
+    """Nothing more and nothing less."""
+    text = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
+    _, _, section = text.partition("### The rights that are needed")
+    assert set(re.findall(r"\+([a-z|]+)", section)) == NAMES
+    listed = re.findall(r"^\| `([a-z-]+)` \|", text.partition("## doctor")[2], re.MULTILINE)
+    assert listed == list(CHECKS)

@@ -154,7 +154,7 @@ class _Runner:
         self.loop.close()
 
 
-@pytest.mark.parametrize("page", _page_parameters())
+@pytest.mark.parametrize("page", list(_page_parameters()))
 def test_the_snippets_of_a_page_run_and_print_what_they_say(
     page: Path,
     server: Server,

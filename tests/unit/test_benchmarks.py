@@ -40,11 +40,14 @@ def _raw(name: str = "get_1", ours: list[float] | None = None) -> RawLine:
 
 def _checked(raw: list[RawLine], **changed: Any) -> list[str]:
     """Return what the checker says to a run with one target; ``changed`` falsifies its line."""
-    from benchmarks.check import problems
+    from benchmarks.check import NOISE, problems
     from benchmarks.report import Target, line_of
 
     targets = {"get_1": Target("one get", 0.85, at_least=False)}
     lines = [asdict(line_of(entry, targets)) | changed for entry in raw]
+    noise = _raw(NOISE)
+    lines.append(asdict(line_of(noise, targets)))
+    raw = [*raw, noise]
     return problems(lines, [asdict(entry) for entry in raw], targets)
 
 
@@ -89,6 +92,14 @@ def test_the_checker_accepts_a_run_that_follows_from_its_samples() -> None:
 def test_the_checker_finds_a_missing_row() -> None:
     """A target without a line fails the run."""
     assert _checked([_raw("something else")]) == ["get_1: the row is missing (one get)"]
+
+
+def test_a_run_without_its_noise_is_incomplete() -> None:
+    """Without the A/A row nobody knows what a difference is worth."""
+    from benchmarks.check import problems
+
+    assert problems([], [], {}) == ["noise (A/A): the row is missing"]
+    assert problems([], [], {}, only=["get_1"]) == []
 
 
 def test_the_checker_finds_a_missed_target() -> None:

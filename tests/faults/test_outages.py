@@ -1,0 +1,256 @@
+"""Servers that are away, stopped, or come back without their data."""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic
+from typing import Any
+
+import pytest
+from fix_faults import (
+    SCOPE,
+    Proxies,
+    Servers,
+    Writers,
+    blocking_client,
+    client,
+    ends,
+    outcome,
+    raw_to,
+    stopped,
+)
+from fix_servers import Server
+from fix_state import Store
+
+from llmspell_dist.errors import (
+    OutcomeUnknownError,
+    StoreTimeoutError,
+    StoreUnavailableError,
+)
+from llmspell_dist.redis.embedded import EmbeddedServer
+
+pytestmark = [pytest.mark.integration, pytest.mark.needs("restart")]
+
+HASTY: dict[str, Any] = {"call_timeout": 0.3, "connect_timeout": 0.3, "retry_budget": 1.0}
+
+
+async def test_a_server_that_is_down_at_the_start_is_named_in_time(
+    own_server: Servers, namespace: str
+) -> None:
+    """Connecting gives up within the budget and says where, and what the system said."""
+    server = own_server()
+    server.kill()
+    started = monotonic()
+    with pytest.raises(StoreUnavailableError) as caught:
+        async with client(server, namespace, **HASTY):
+            pass
+    assert monotonic() - started < 3
+    assert caught.value.server == str(server.socket)
+    assert caught.value.said == "No such file or directory"
+    assert not caught.value.may_have_happened
+    with pytest.raises(StoreUnavailableError) as caught:
+        blocking_client(server, namespace, **HASTY)
+    assert caught.value.server == str(server.socket)
+    assert caught.value.said == "No such file or directory"
+
+
+async def test_a_server_that_comes_back_during_the_start_is_used(
+    own_server: Servers, namespace: str
+) -> None:
+    """A client that is opened before its server is up waits for it."""
+    server = own_server()
+    server.kill()
+    opening = asyncio.ensure_future(_opened(server, namespace))
+    await asyncio.to_thread(server.start)
+    spell = await opening
+    assert await spell.state.increment(SCOPE, "n") == 1
+    await spell.close()
+
+
+async def _opened(server: EmbeddedServer, namespace: str) -> Any:
+    return await client(server, namespace)
+
+
+async def test_a_crash_under_load_loses_nothing_that_was_acknowledged(
+    own_server: Servers, namespace: str
+) -> None:
+    """The server is killed in mid-traffic and comes back from its AOF; all calls end well."""
+    server = own_server(fsync="always")
+    async with client(server, namespace) as spell:
+        raw = raw_to(server)
+        writers = Writers(Store(raw, namespace))
+        await writers.prepare(spell.state)
+        for _ in range(2):
+            tasks = writers.burst(spell.state, 1000)
+            await asyncio.wait([tasks[200]])
+            server.kill()
+            await asyncio.to_thread(server.start)
+            await ends(tasks)
+        raw.close()
+        writers.store.raw = raw_to(server)
+        counts = await writers.check(spell.state)
+        writers.store.raw.close()
+    assert counts["acknowledged"] == 2000
+
+
+async def test_a_server_that_comes_back_empty_is_used_on(
+    own_server: Servers, namespace: str
+) -> None:
+    """Without its data: old values are gone, new ones stand, revisions go on growing.
+
+    A conditional write on what is gone is refused; a new client can join.
+    """
+    server = own_server(config={"appendonly": "no", "save": ""})
+    async with client(server, namespace) as spell:
+        state = spell.state
+        before = await state.set(SCOPE, "a", 1)
+        await state.append(SCOPE, "list", 1, 2)
+        with blocking_client(server, namespace) as other:
+            other.state.increment(SCOPE, "n")
+            server.kill()
+            await asyncio.to_thread(server.start)
+            assert await state.get(SCOPE, "a") is None
+            after = await state.set(SCOPE, "a", 2)
+            assert after > before
+            refused = await outcome(state.compare_and_set(SCOPE, "a", 3, expected=before))
+            assert refused.code == "CONFLICT"
+            assert await state.append(SCOPE, "list", 3) == 1
+            assert await state.history(SCOPE, "a")
+            assert await asyncio.to_thread(other.state.increment, SCOPE, "n") == 1
+        async with client(server, namespace) as newcomer:
+            assert await newcomer.state.get_many(SCOPE, ["a", "n"]) == {"a": 2, "n": 1}
+        raw = raw_to(server)
+        store = Store(raw, namespace)
+        store.check()
+        assert raw("HGET", store.space.ctl("0"), "format") is not None
+        raw.close()
+
+
+async def test_a_commit_whose_server_lost_its_memory_of_it_is_unknown(
+    own_server: Servers, fault_proxy: Proxies, namespace: str
+) -> None:
+    """A retry finds neither its outcome nor the ring that would hold it: it is not made again."""
+    server = own_server()
+    proxy = fault_proxy(server)
+    raw = raw_to(server)
+    async with client(proxy, namespace) as spell:
+        assert await spell.state.increment(SCOPE, "n") == 1
+        proxy.drop_reply(b":log")
+        proxy.hold_replies()
+        adding = asyncio.ensure_future(outcome(spell.state.increment(SCOPE, "n")))
+        store = Store(raw, namespace)
+        while len(store.log()) < 2:
+            await asyncio.sleep(0)
+        raw("DEL", *[key for key in store.keys() if b":ring:" in key])
+        proxy.clear()
+        error = await adding
+        assert type(error) is OutcomeUnknownError
+        assert error.may_have_happened
+        assert await spell.state.get(SCOPE, "n") == 2
+        assert await spell.state.increment(SCOPE, "n") == 3
+    assert proxy.struck == 1
+    raw.close()
+
+
+@pytest.mark.parametrize("blocks", [False, True], ids=["async", "blocking"])
+async def test_requests_that_a_stopped_server_wakes_up_to_are_done_once(
+    own_server: Servers, namespace: str, blocks: bool
+) -> None:
+    """SIGSTOP: given up, sent again over other connections, and then the server reads them all."""
+    server = own_server()
+    patience = {"call_timeout": 0.25, "connect_timeout": 0.25, "retry_budget": 10.0}
+    raw = raw_to(server)
+    store = Store(raw, namespace)
+    if blocks:
+        with blocking_client(server, namespace, **patience) as spell:
+            spell.state.increment(SCOPE, "n")
+            with stopped(server.pid):
+                calls = [asyncio.to_thread(spell.state.increment, SCOPE, "n") for _ in range(4)]
+                waiting = asyncio.gather(*calls)
+                await asyncio.wait([waiting], timeout=1.2)
+            assert sorted(await waiting) == [2, 3, 4, 5]
+    else:
+        async with client(server, namespace, **patience) as spell:
+            writers = Writers(store)
+            await writers.prepare(spell.state)
+            await ends(writers.burst(spell.state, 50))
+            with stopped(server.pid):
+                tasks = writers.burst(spell.state, 500)
+                await asyncio.wait(tasks, timeout=1.5)
+            await ends(tasks)
+            counts = await writers.check(spell.state)
+            assert counts["acknowledged"] == 550
+    store.check()
+    raw.close()
+
+
+@pytest.mark.slow
+async def test_three_seconds_of_silence_end_in_honest_answers(
+    own_server: Servers, namespace: str
+) -> None:
+    """Callers give up while the server is stopped; what it does afterwards fits what they heard."""
+    server = own_server()
+    raw = raw_to(server)
+    async with client(server, namespace, **HASTY) as spell:
+        writers = Writers(Store(raw, namespace))
+        await writers.prepare(spell.state)
+        with stopped(server.pid):
+            tasks = writers.burst(spell.state, 500)
+            started = monotonic()
+            await ends(tasks, within_s=5)
+            assert monotonic() - started < 3
+            await asyncio.sleep(max(0.0, 3 - (monotonic() - started)))
+        await spell.ping()
+        await ends(writers.burst(spell.state, 500))
+        counts = await writers.check(spell.state)
+    assert counts["unknown"] > 0
+    raw.close()
+
+
+async def test_a_request_that_arrives_after_its_retry_is_not_done_again(
+    server: Server, fault_proxy: Proxies, namespace: str, store: Store
+) -> None:
+    """A request held up on its way arrives after another client has settled it."""
+    proxy = fault_proxy(server)
+    async with client(proxy, namespace, **HASTY) as spell, client(server, namespace) as other:
+        assert await spell.state.increment(SCOPE, "n") == 1
+        proxy.hold_request(b":log")
+        adding = asyncio.ensure_future(outcome(spell.state.increment(SCOPE, "n")))
+        while not proxy.struck:
+            await asyncio.sleep(0)
+        proxy.down(keep=True)
+        error = await adding
+        assert type(error) is OutcomeUnknownError
+        await other.state.retry(error.operation)
+        assert await other.state.get(SCOPE, "n") == 2
+        assert proxy.release_requests() == 1
+        assert await other.state.get(SCOPE, "n") == 2
+        proxy.up()
+    assert len({entry.operation for entry in store.log()}) == len(store.log())
+
+
+async def test_calls_are_given_up_within_their_budget(own_server: Servers, namespace: str) -> None:
+    """With a silent server every call ends, reads as timed out and writes as unknown."""
+    server = own_server()
+    async with client(server, namespace, **HASTY) as spell:
+        await spell.state.set(SCOPE, "a", 1)
+        blocks = await asyncio.to_thread(blocking_client, server, namespace, **HASTY)
+        with stopped(server.pid):
+            started = monotonic()
+            reading = asyncio.ensure_future(outcome(spell.state.get(SCOPE, "a")))
+            writing = asyncio.ensure_future(outcome(spell.state.set(SCOPE, "a", 2)))
+            in_thread = asyncio.to_thread(blocks.state.set, SCOPE, "a", 3)
+            errors = await asyncio.gather(reading, writing, outcome(in_thread))
+            assert monotonic() - started < HASTY["retry_budget"] + HASTY["call_timeout"] + 1.0
+        assert [type(error) for error in errors] == [
+            StoreTimeoutError,
+            OutcomeUnknownError,
+            OutcomeUnknownError,
+        ]
+        for error in errors:
+            assert error.server == str(server.socket)
+            assert "within" in error.said
+        assert errors[0].retryable
+        assert errors[2].operation is not None
+        assert await spell.state.get(SCOPE, "a") in {1, 2, 3}
+        await asyncio.to_thread(blocks.close)
