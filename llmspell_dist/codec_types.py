@@ -23,11 +23,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from datetime import UTC, date, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
 from decimal import Decimal
 from typing import Final
 from uuid import UUID
-from zoneinfo import ZoneInfo
 
 __all__ = [
     "FROZENSET",
@@ -61,6 +60,13 @@ class UnsupportedValueError(Exception):
     """Raised inside the codec with the reason why one leaf cannot be stored; never leaves it."""
 
 
+def _zone(key: str) -> tzinfo:
+    # Imported by the first who needs it: it reads the build's configuration.
+    from zoneinfo import ZoneInfo  # noqa: PLC0415
+
+    return ZoneInfo(key)
+
+
 def _pack_datetime(value: datetime) -> tuple[int, bytes]:
     zone = value.tzinfo
     moment = _MOMENT.pack(
@@ -74,8 +80,9 @@ def _pack_datetime(value: datetime) -> tuple[int, bytes]:
     )
     if zone is UTC:
         return DATETIME, moment + b"\0\0\0\0"
-    if type(zone) is ZoneInfo and zone.key and ZoneInfo(zone.key) is zone:
-        return ZONED_DATETIME, moment + zone.key.encode()
+    key = getattr(zone, "key", None)
+    if key and zone is _zone(key):
+        return ZONED_DATETIME, moment + key.encode()
     offset = value.utcoffset()
     if offset is None:
         raise UnsupportedValueError("a datetime without a time zone cannot be stored")
@@ -108,7 +115,7 @@ def _unpack_datetime(data: bytes) -> datetime:
 
 def _unpack_zoned(data: bytes) -> datetime:
     year, month, day, hour, minute, second, micro, fold = _moment(data)
-    zone = ZoneInfo(data[_MOMENT.size :].decode())
+    zone = _zone(data[_MOMENT.size :].decode())
     return datetime(year, month, day, hour, minute, second, micro, zone, fold=fold)
 
 

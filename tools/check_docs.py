@@ -1,6 +1,6 @@
-"""Check the documentation: links and anchors lead somewhere, Python snippets compile.
+"""Check the documentation: links and anchors lead somewhere, snippets compile, tables are tables.
 
-That the snippets also do what the text says is for tests/integration/ to show.
+That the snippets also do what the text says is for tests/docs/ to show.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ _FENCE = re.compile(
 )
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#{1,6} +(.+?) *$", re.MULTILINE)
+_CODE_SPAN = re.compile(r"`[^`\n]*`")
 
 
 def pages() -> list[Path]:
@@ -26,21 +27,29 @@ def pages() -> list[Path]:
 
 
 def anchors(text: str) -> set[str]:
-    """Return the anchors that the headings of a page give."""
-    plain = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in _HEADING.findall(text))
-    return {heading.replace(" ", "-") for heading in plain}
+    """Return the anchors that the headings of a page give; a heading that comes again is numbered."""
+    found: set[str] = set()
+    for heading in _HEADING.findall(_FENCE.sub("", text)):
+        anchor = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        again = 0
+        while (name := f"{anchor}-{again}" if again else anchor) in found:
+            again += 1
+        found.add(name)
+    return found
 
 
 def broken_links(page: Path, text: str) -> Iterator[str]:
     """Yield a complaint for each relative link of `page` that leads nowhere."""
-    for target in _LINK.findall(_FENCE.sub("", text)):
+    for target in _LINK.findall(_CODE_SPAN.sub("", _FENCE.sub("", text))):
         if re.match(r"[a-z]+:", target):
             continue
         name, _, anchor = target.partition("#")
         other = (page.parent / name).resolve() if name else page
         if not other.exists():
             yield f"link to {target}: no such file"
-        elif anchor and other.suffix == ".md" and anchor not in anchors(other.read_text()):
+        elif not other.is_relative_to(ROOT):
+            yield f"link to {target}: outside of the project"
+        elif anchor and other.suffix == ".md" and anchor not in anchors(other.read_text("utf-8")):
             yield f"link to {target}: no such heading"
 
 
@@ -60,12 +69,30 @@ def broken_snippets(text: str) -> Iterator[str]:
                 yield f"snippet at line {line}: {error.msg}"
 
 
+def broken_structure(text: str) -> Iterator[str]:
+    """Yield a complaint for a fence that is never closed, and for each row of another width."""
+    if len(re.findall(r"^ *```", text, re.MULTILINE)) % 2:
+        yield "a code fence is not closed"
+    width = 0
+    # Emptied, not removed: the lines keep their numbers.
+    plain = _FENCE.sub(lambda match: "\n" * match[0].count("\n"), text)
+    for number, line in enumerate(plain.splitlines(), 1):
+        if not line.startswith("|"):
+            width = 0
+            continue
+        cells = _CODE_SPAN.sub("", line).replace(r"\|", "").count("|") - 1
+        width = width or cells
+        if cells != width:
+            yield f"line {number}: {cells} cells in a table of {width}"
+
+
 def main() -> int:
     """Print every complaint; end with 1 if there is one."""
     found = 0
     for page in pages():
-        text = page.read_text()
-        for complaint in [*broken_links(page, text), *broken_snippets(text)]:
+        text = page.read_text("utf-8")
+        complaints = [*broken_structure(text), *broken_links(page, text), *broken_snippets(text)]
+        for complaint in complaints:
             print(f"{page.relative_to(ROOT)}: {complaint}")
             found += 1
     print(f"{len(pages())} pages, {found} complaints")

@@ -73,10 +73,6 @@ class Output:
 
     # --- for people and pipes
 
-    def line(self, text: str) -> None:
-        """Print an answer."""
-        print(printable(text))
-
     def say(self, text: str) -> None:
         """Print a confirmation, which -q leaves out."""
         if not self.quiet:

@@ -55,13 +55,8 @@ GLOBALS: Final[dict[str, tuple[Any, Any]]] = {
 """Parameter name: annotation and default."""
 
 
-class CommandLineOptions(Options):
-    """The options of a client that lives for one command."""
-
-    # The fleet's own clients keep house. This one does not know their retention, and would shorten
-    # the log to the default one.
-    housekeeping = False
-    retry_budget = 3.0
+PATIENCE_S: Final = 3.0
+"""Somebody waits at the keyboard."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +88,10 @@ class Settings:
     @property
     def options(self) -> Options:
         """The options of the client."""
-        return CommandLineOptions(namespace=self.namespace or default_namespace())
+        namespace = default_namespace() if self.namespace is None else self.namespace
+        # The fleet's own clients keep house. This one does not know their retention, and would
+        # shorten the log to the default one.
+        return Options(namespace=namespace, housekeeping=False, retry_budget=PATIENCE_S)
 
     def connect(self) -> Any:
         """Return the client, for ``async with``."""

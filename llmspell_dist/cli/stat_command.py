@@ -55,6 +55,7 @@ async def _of_namespace(settings: Settings) -> dict[str, Any]:
     from llmspell_dist.doctor.server import open_server  # noqa: PLC0415
 
     async with open_server(settings.url, options=settings.options) as server:
+        await server.settings()  # from now on it knows the shards
         logs = await server.logs() or ()
         info = server.lanes.info
         return {

@@ -15,7 +15,7 @@ from llmspell_dist.cli.exits import Exit
 from llmspell_dist.cli.jsonable import to_json
 from llmspell_dist.cli.records import CHANGE_COLUMNS, change_document, change_row, record_document
 from llmspell_dist.cli.settings import Settings, command
-from llmspell_dist.errors import InvalidArgumentError
+from llmspell_dist.errors import CipherNotConfiguredError, InvalidArgumentError
 from llmspell_dist.revision import Revision
 from llmspell_dist.state.history import moment_of
 from llmspell_dist.state.manager import StateManager
@@ -124,8 +124,11 @@ async def _class_that_hides(
 ) -> StateClass | None:
     """Return the class that hides the value of a moment: the one then, or the one now."""
     latest = moment_of(moment)
-    now = await state.get_record(scope, key)
-    changes = await state.history(scope, key, limit=_ENOUGH_HISTORY)
+    try:
+        now = await state.get_record(scope, key)
+        changes = await state.history(scope, key, limit=_ENOUGH_HISTORY)
+    except CipherNotConfiguredError:
+        return StateClass.SENSITIVE  # it was at some time, and more cannot be told
     then = next((c.state_class for c in changes if c.revision <= latest and c.state_class), None)
     for state_class in (then, None if now is None else now.state_class):
         if state_class is not None and state_class.behaviour.redact:

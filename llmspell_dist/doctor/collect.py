@@ -38,6 +38,7 @@ async def _facts(server: Server, target: Endpoint) -> Facts:
     user = whoami.decode() if isinstance(whoami, bytes) else target.username or "default"
     usable = info.get("cluster_enabled") != "1" and info.get("redis_mode") != "sentinel"
     writable = usable and info.get("role") != "slave"
+    settings = await server.settings() if usable else (None, None)
     skipped = CommitTrial(ok=False, tried=False, said="it is no master of its own")
     # fakeredis has no users, and refuses for its number of arguments what a server refuses later.
     in_process = Rights(user, "none") if target.scheme == "memory" else None
@@ -57,7 +58,7 @@ async def _facts(server: Server, target: Endpoint) -> Facts:
         clock=await _clock(server),
         commit=await try_commit(server) if writable else skipped,
         logs=await server.logs() if usable else None,
-        settings=await server.settings() if usable else (None, None),
+        settings=settings,
         retention=server.assembly.options.retention,
     )
 

@@ -12,6 +12,7 @@ from llmspell_dist.assembly import Assembly, assemble, complete_options
 from llmspell_dist.config import Options
 from llmspell_dist.doctor.facts import whole
 from llmspell_dist.errors import SpellError, StoreUnavailableError
+from llmspell_dist.keys import MAX_SHARDS, KeySpace
 from llmspell_dist.log import LogStat, LogSteps
 from llmspell_dist.redis.lanes import Lanes
 from llmspell_dist.redis.resp import pack
@@ -37,7 +38,11 @@ class Server:
     def __init__(self, assembly: Assembly, lanes: Lanes) -> None:
         self.assembly = assembly
         self.lanes = lanes
-        self.keyspace = assembly.core.keyspace
+
+    @property
+    def keyspace(self) -> KeySpace:
+        """The keys of the namespace."""
+        return self.assembly.core.keyspace
 
     async def ask(self, *words: str | bytes | int) -> Any:
         """Return the reply to one request; None if the server refuses it."""
@@ -77,10 +82,14 @@ class Server:
         return list(zip(reply[::2], reply[1::2], strict=True)) if reply else []
 
     async def settings(self) -> tuple[int | None, int | None]:
-        """Return format and shard count that the namespace was made with."""
+        """Return format and shard count that the namespace was made with, and go by them."""
         reply = await self.ask("HMGET", self.keyspace.ctl("0"), "format", "shards")
         found = [None if field is None else whole(field.decode()) for field in reply or ()]
-        return (found[0], found[1]) if found else (None, None)
+        if not found:
+            return None, None
+        if found[1] is not None and 0 < found[1] <= MAX_SHARDS:
+            self.assembly.core.use_shards(found[1])
+        return found[0], found[1]
 
     async def logs(self) -> tuple[LogStat, ...] | None:
         """Return how long each shard's log is; None if that cannot be read."""

@@ -195,7 +195,12 @@ _PUSHES = frozenset(
 
 
 def _is_push(msg: Any) -> bool:
-    return isinstance(msg, list) and len(msg) >= 3 and msg[0] in _PUSHES
+    return (
+        isinstance(msg, list)
+        and len(msg) >= 3
+        and isinstance(msg[0], (bytes, str))
+        and msg[0] in _PUSHES
+    )
 
 
 class Connection(asyncio.Protocol):

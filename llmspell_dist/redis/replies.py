@@ -65,6 +65,8 @@ _BEFORE_ANY_WRITE = RETRIED | {
 look at memory, role or disk again once a script has written."""
 
 _IN_SCRIPT = re.compile(r"@user_script|user_script:|Error running script|Error compiling script")
+_NO_RIGHT = re.compile(r"ACL failure in script|user executing the script can't")
+"""What a script hears instead of NOPERM."""
 _WRAPPED_CODE = re.compile(r"-([A-Z]{2,})\s")
 """Redis 6.2 wraps what a command said inside a script, as in ``ERR Error running script (call to
 f_…): @user_script:3: @user_script: 3: -OOM command not allowed …``."""
@@ -76,6 +78,8 @@ def error_code(text: str) -> str:
     if code == "ERR":
         if "max number of clients" in text:
             return "MAXCLIENTS"
+        if _NO_RIGHT.search(text):
+            return "NOPERM"
         if "Error running script" in text:
             found = _WRAPPED_CODE.search(text)
             if found:

@@ -173,6 +173,8 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         sock = self._sock = await _open_socket(loop, endpoint)
         wire = Wire(lane)
+        if endpoint.tls is None:
+            wire.sock = sock
         try:
             options: dict[str, Any] = {"sock": sock, "ssl": endpoint.tls}
             if endpoint.tls is not None:

@@ -17,6 +17,8 @@ from llmspell_dist.redis.resp import (
 )
 
 if TYPE_CHECKING:
+    import socket
+
     from llmspell_dist.redis.connection import Handshake, ServerInfo
 
 __all__ = ["Entry", "Waiter", "Wire", "WireOwner"]
@@ -75,6 +77,7 @@ class Wire(asyncio.Protocol):
         "info",
         "pending",
         "pushes",
+        "sock",
         "since",
         "transport",
         "writable",
@@ -95,6 +98,8 @@ class Wire(asyncio.Protocol):
         self.pushes = 0
         self.since = monotonic()
         self.info: ServerInfo | None = None
+        self.sock: socket.socket | None = None
+        """The bare socket, if it is not TLS."""
         self.transport: asyncio.Transport | None = None
         self.writable = False
 
@@ -154,9 +159,19 @@ class Wire(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the lane."""
         self._gone = True
+        if exc is not None and self.info is None:
+            self._hear_last_words()
         if self._closed is not None and not self._closed.done():
             self._closed.set_result(None)
         self._lose("the server closed the connection" if exc is None else system_said(exc))
+
+    def _hear_last_words(self) -> None:
+        """Read why the server refused the connection: it says so, closes, and takes no greeting."""
+        if self.sock is not None:
+            try:
+                self.data_received(self.sock.recv(4096))
+            except OSError:
+                return
 
     # --- what the lane calls --------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ __all__ = ["CHUNK_BYTES", "INLINE_LIMIT", "NOT_LARGE", "Collector", "Pieces", "p
 
 INLINE_LIMIT: Final = 512 * 1024
 """Values up to this stand in the record itself, and in the log."""
-CHUNK_BYTES: Final = 64 * 1024
+CHUNK_BYTES: Final = 32 * 1024
 _BIN32, _STR32 = 0xC6, 0xDB
 _HEADER: Final = 5
 

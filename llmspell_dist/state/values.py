@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import zstandard
-
 from llmspell_dist.classes import BEHAVIOURS, StateClass
 from llmspell_dist.codec import Codec, decode_number, encode_number, validate_external
 from llmspell_dist.errors import (
@@ -77,6 +75,8 @@ class Values:
                 return Encoded(_NUMBER, 0, b"%d" % value)
         payload, flags = self._pack(value), 0
         if behaviour.compress and len(payload) >= _COMPRESS_FROM:
+            import zstandard  # noqa: PLC0415 - only for what is compressed
+
             smaller = zstandard.ZstdCompressor(level=3).compress(payload)
             if len(smaller) < len(payload):
                 payload, flags = smaller, ZSTD
@@ -144,6 +144,8 @@ class Values:
                 raise CorruptRecordError(scope, key, reason) from None
         if flags & ZSTD:
             # A frame may claim any size: read no more than a value may have.
+            import zstandard  # noqa: PLC0415
+
             most = self.codec.max_bytes
             try:
                 with zstandard.ZstdDecompressor().stream_reader(payload) as reader:

@@ -17,8 +17,16 @@ pytestmark = pytest.mark.unit
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("90s", 90), ("15m", 900), ("2h", 7200), ("7d", 604_800), ("1w", 604_800), ("500ms", 0.5)]
-    + [("1h30m", 5400), ("1.5h", 5400)],
+    [
+        ("90s", 90),
+        ("15m", 900),
+        ("2h", 7200),
+        ("7d", 604_800),
+        ("1w", 604_800),
+        ("500ms", 0.5),
+        ("1h30m", 5400),
+        ("1.5h", 5400),
+    ],
 )
 def test_a_duration_has_units(text: str, seconds: float) -> None:
     """Singly or one after the other."""
@@ -72,8 +80,13 @@ def test_expected_none_means_absent() -> None:
 
 @pytest.mark.parametrize(
     ("text", "shown"),
-    [("plain é 日本", "plain é 日本"), ("a\x1b[31mb", "a\\x1b[31mb"), ("a\tb\n", "a\\tb\\n")]
-    + [("a\u202eb", "a\\u202eb"), ("a\x9bb", "a\\x9bb")],
+    [
+        ("plain é 日本", "plain é 日本"),
+        ("a\x1b[31mb", "a\\x1b[31mb"),
+        ("a\tb\n", "a\\tb\\n"),
+        ("a\u202eb", "a\\u202eb"),
+        ("a\x9bb", "a\\x9bb"),
+    ],
 )
 def test_what_steers_a_terminal_is_escaped(text: str, shown: str) -> None:
     """A key comes from anybody and must not rewrite the screen."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -11,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fix_servers import Server
 
 pytestmark = pytest.mark.integration
 
@@ -74,12 +74,11 @@ def test_the_help_lists_commands_and_exit_codes(process_environment: Environment
     assert "doctor" in nothing.stdout
 
 
+@pytest.mark.needs("process")
 def test_the_environment_names_server_and_namespace(
-    process_environment: Environment, url: str, namespace: str, server: Server
+    process_environment: Environment, url: str, namespace: str
 ) -> None:
     """And options go before it."""
-    if server.row.binary is None:
-        pytest.skip("memory:// is inside one process")
     chosen = process_environment | {"LLMSPELL_URL": url, "LLMSPELL_NAMESPACE": namespace}
     assert _run(chosen, "set", "agent:a", "k", "-", given='{"a": 1}').returncode == 0
     shown = _run(chosen, "get", "agent:a", "k", "--json")
@@ -93,7 +92,6 @@ def test_a_reader_that_goes_away_is_no_noise(
     process_environment: Environment,
     url: str,
     namespace: str,
-    server: Server,
     prepare: Callable[..., None],
 ) -> None:
     """As in `ls | head -1`: nothing on stderr, exit code 141."""
@@ -117,7 +115,6 @@ def test_ctrl_c_ends_quietly(
     process_environment: Environment,
     url: str,
     namespace: str,
-    server: Server,
     prepare: Callable[..., None],
 ) -> None:
     """With exit code 130 and nothing on stderr."""
@@ -139,6 +136,33 @@ def test_ctrl_c_ends_quietly(
         assert rest
 
 
+@pytest.mark.needs("process")
+def test_on_a_terminal_there_are_tables_without_markup_of_others(
+    process_environment: Environment, url: str, namespace: str, prepare: Callable[..., None]
+) -> None:
+    """A key in brackets is text, escapes are visible, and there is a heading."""
+    prepare(lambda state: state.set("agent:a", "[red]x\x1b[2J", {"a": "[blink]"}))
+    master, slave = pty.openpty()
+    try:
+        done = subprocess.run(
+            [*COMMAND, "ls", "agent:a", "--values", "--url", url, "--namespace", namespace],
+            env=process_environment | {"TERM": "xterm", "NO_COLOR": "1", "COLUMNS": "150"},
+            stdout=slave,
+            stderr=subprocess.PIPE,
+            timeout=60,
+            check=False,
+        )
+        shown = os.read(master, 65536).decode()
+    finally:
+        os.close(master)
+        os.close(slave)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert "REVISION" in shown
+    assert "[red]x\\x1b[2J" in shown
+    assert '{"a": "[blink]"}' in shown
+    assert "\x1b[2J" not in shown
+
+
 def test_the_embedded_server_is_started_used_and_stopped(
     process_environment: Environment, short_folder: Path
 ) -> None:
@@ -150,8 +174,8 @@ def test_the_embedded_server_is_started_used_and_stopped(
         assert started.returncode == 0, started.stderr
         first = json.loads(started.stdout)
         assert first["started"] is True
-        again = json.loads(_run(process_environment, "server", "start", *folder).stdout)
-        assert (again["started"], again["pid"]) == (False, first["pid"])
+        second = json.loads(_run(process_environment, "server", "start", *folder).stdout)
+        assert (second["started"], second["pid"]) == (False, first["pid"])
         assert _run(process_environment, "--url", first["url"], "set", "global", "k", "1").stdout
         status = _run(process_environment, "server", "status", "--folder", str(short_folder))
         assert status.returncode == 0
@@ -159,9 +183,8 @@ def test_the_embedded_server_is_started_used_and_stopped(
     finally:
         stopped = _run(process_environment, "server", "stop", *folder)
     assert json.loads(stopped.stdout)["stopped"] is True
-    assert (
-        json.loads(_run(process_environment, "server", "stop", *folder).stdout)["stopped"] is False
-    )
+    again = _run(process_environment, "server", "stop", *folder)
+    assert (again.returncode, json.loads(again.stdout)["stopped"]) == (0, False)
     assert _run(process_environment, "server", "status", *folder).returncode == 1
 
 

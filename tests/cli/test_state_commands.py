@@ -72,9 +72,8 @@ def test_json_works_before_and_after_the_command(here: Here) -> None:
 def test_record_shows_everything_for_people(here: Here) -> None:
     """One name and value a line on a pipe."""
     here("set", "agent:alice", "k", "[1]")
-    lines = dict(
-        line.split("\t") for line in here("get", "agent:alice", "k", "--record").out.splitlines()
-    )
+    shown = here("get", "agent:alice", "k", "--record").out.splitlines()
+    lines = dict(line.split("\t") for line in shown)
     assert lines["value"] == "[1]"
     assert lines["expires"] == "-"
     assert lines["class"] == "standard"
