@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"no row matches {', '.join(options.only)}; there are:", *[row.name for row in ROWS])
         return 2
     started = datetime.now(UTC)
-    with running_server(find_binary(options.server)) as server:
+    with running_server(find_binary(options.server), unix=options.unix) as server:
         bench = Bench(server, quick=options.quick)
         if options.quick:
             bench.rounds, bench.slot = 3, 0.01
@@ -86,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         "--only", action="append", metavar="NAME", help="rows whose name starts so; repeatable"
     )
     parser.add_argument("--server", metavar="BINARY", help="server binary (default: from PATH)")
+    parser.add_argument("--unix", action="store_true", help="unix socket instead of TCP")
     parser.add_argument("--rounds", type=int, help="rounds per row")
     parser.add_argument("--out", default="build", help="folder for the results")
     return parser

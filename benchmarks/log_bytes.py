@@ -1,9 +1,9 @@
 """``python -m benchmarks.log_bytes``: what a commit costs in bytes, in memory and in the AOF.
 
 Plain sets of one key each, over 50 scopes of 20 keys that exist already. The memory of the change
-log is what the server says (``MEMORY USAGE`` of the stream, every node counted); the AOF's bytes are
-counted in the file itself, command by command. Prints the table of
-``docs/technical/state-architecture.md`` and needs no other tool.
+log is what the server says (``MEMORY USAGE`` of the stream, every node counted); the AOF's bytes
+are counted in the file itself, command by command. Prints the table of
+``docs/technical/state-architecture.md``.
 """
 
 from __future__ import annotations
@@ -13,17 +13,19 @@ import asyncio
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import redis
+from typing import TYPE_CHECKING
 
 import llmspell_dist
 from benchmarks.harness import concurrently, one_by_one
 from benchmarks.payloads import MAIN, MEDIUM, SMALL, value
 from benchmarks.server import Server, find_binary, running_server
 from llmspell_dist import Options, Retention
+
+if TYPE_CHECKING:
+    import redis
 
 __all__ = ["Measured", "main", "measure"]
 
@@ -48,7 +50,7 @@ class Measured:
     aof_alone: float
     """Everything of a commit in the AOF, if it goes alone."""
     aof_grouped: float
-    """The same in groups of up to 50."""
+    """The same with 50 callers at once, whose commits share script calls."""
     aof_bare: float
     """An HSET of the same payload, for comparison."""
 
@@ -61,7 +63,7 @@ def measure(server: Server, label: str, size: int, commits: int = COMMITS) -> Me
         at = _aof_position(admin)
         payload = llmspell_dist.codec.encode(value(size))
         for number in range(100):
-            admin.hset(f"{_NAMESPACE}:agent-{number % SCOPES:02d}", _key(number), payload)  # type: ignore[arg-type]
+            admin.hset(f"{_NAMESPACE}:agent-{number % SCOPES:02d}", _key(number), payload)
         bare = _aof_bytes(admin, at)
     return Measured(
         label,
@@ -175,17 +177,18 @@ def _commands(data: bytes) -> Iterator[tuple[str, int]]:
 
 def table(rows: Sequence[Measured]) -> str:
     """Return the rows as the table of the documentation."""
-    lines = [
-        "| value, packed | log entry in memory | log entry in the AOF | whole commit in the AOF, "
-        "alone | in groups of 50 | bare `HSET` in the AOF |",
-        "|---:|---:|---:|---:|---:|---:|",
-    ]
-    numbers: Callable[[Measured], list[float]]
-    numbers = lambda row: [  # noqa: E731 - one line of the table
-        row.stream, row.aof_entry, row.aof_alone, row.aof_grouped, row.aof_bare,
-    ]  # fmt: skip
+    columns = (
+        "value, packed",
+        "log entry in memory",
+        "log entry in the AOF",
+        "whole commit in the AOF, alone",
+        "of 50 callers at once",
+        "bare `HSET` in the AOF",
+    )
+    lines = [f"| {' | '.join(columns)} |", "|---:" * len(columns) + "|"]
     for row in rows:
-        cells = [f"{number:,.0f} B" for number in numbers(row)]
+        sizes = (row.stream, row.aof_entry, row.aof_alone, row.aof_grouped, row.aof_bare)
+        cells = [f"{size:,.0f} B" for size in sizes]
         lines.append(f"| {row.payload:,} B | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -46,7 +46,7 @@ Call = Callable[[int, int], Awaitable[object]]
 @asynccontextmanager
 async def open_redis_py(server: Server) -> AsyncIterator[redis.asyncio.Redis]:
     """Open redis-py's asyncio client with its defaults: a pool, hiredis, bytes as answers."""
-    client = redis.asyncio.Redis(host=server.host, port=server.port)
+    client = redis.asyncio.Redis.from_url(server.url)
     try:
         yield client
     finally:
@@ -134,11 +134,13 @@ async def _other_clients(stack: AsyncExitStack, bench: Bench) -> list[tuple[str,
     if find_spec("coredis"):
         import coredis  # noqa: PLC0415 - an optional peer
 
-        client: Any = coredis.Redis(host=bench.server.host, port=bench.server.port)
+        client: Any = coredis.Redis.from_url(bench.server.url)
         clients.append((COREDIS, await stack.enter_async_context(client)))
     else:
         bench.note("coredis is not installed: its lines are left out")
-    if find_spec("glide"):
+    if bench.server.unix_socket:
+        bench.note("valkey-glide knows no unix sockets: its lines are left out")
+    elif find_spec("glide"):
         import glide  # noqa: PLC0415 - an optional peer
 
         address = glide.NodeAddress(bench.server.host, bench.server.port)
@@ -158,7 +160,9 @@ def _c_client(bench: Bench, command: list[str]) -> list[Arm]:
         return []
 
     def arm(name: str, depth: int, calls: int) -> Arm:
-        start = [program, "-h", bench.server.host, "-p", str(bench.server.port), "--csv"]
+        start = [program, "--csv", "-h", bench.server.host, "-p", str(bench.server.port)]
+        if bench.server.unix_socket:
+            start += ["-s", bench.server.unix_socket]
 
         async def work(count: int) -> float:
             arguments = ["-c", str(WORKERS), "-P", str(depth), "-n", str(count)]

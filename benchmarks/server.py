@@ -1,7 +1,7 @@
 """The benchmark's own server: a fresh process without persistence, on a TCP port of loopback.
 
-Every side of every row talks to the same server over the same transport. It is TCP because
-valkey-glide knows no unix sockets.
+Every side of every row talks to the same server over the same transport: TCP, because
+valkey-glide knows no unix sockets, or (``--unix``) a unix socket without valkey-glide.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,20 +34,25 @@ class Server:
     binary: str
     product: str
     version: str
+    unix_socket: str | None = None
+    """The socket that both sides use instead of TCP."""
 
     @property
     def url(self) -> str:
         """Return the URL that both sides connect to."""
+        if self.unix_socket:
+            return f"unix://{self.unix_socket}?db=0"
         return f"redis://{self.host}:{self.port}/0"
 
     @property
     def described(self) -> str:
         """Return product, version and transport for the header of the table."""
-        return f"{self.product} {self.version}, TCP loopback, no persistence"
+        transport = "unix socket" if self.unix_socket else "TCP loopback"
+        return f"{self.product} {self.version}, {transport}, no persistence"
 
     def admin(self) -> redis.Redis:
         """Return a plain blocking client for housekeeping: flush, counters, raw reads."""
-        return redis.Redis(host=self.host, port=self.port)
+        return redis.Redis.from_url(self.url)
 
 
 def find_binary(asked_for: str | None = None) -> str:
@@ -56,16 +61,23 @@ def find_binary(asked_for: str | None = None) -> str:
 
 
 @contextmanager
-def running_server(binary: str, *options: str) -> Iterator[Server]:
-    """Start a server on a free port and stop it at the end, whatever happened."""
+def running_server(binary: str, *options: str, unix: bool = False) -> Iterator[Server]:
+    """Start a server on a free port and stop it at the end, whatever happened.
+
+    ``unix``: let both sides use a unix socket instead of TCP.
+    """
     with tempfile.TemporaryDirectory(prefix="llmspell-bench-") as folder:
         port = _free_port()
         command = [binary, "--port", str(port), "--bind", "127.0.0.1", "--dir", folder]
         command += ["--save", "", "--appendonly", "no", "--daemonize", "no", *options]
+        unix_socket = f"{folder}/s" if unix else None
+        if unix_socket:
+            command += ["--unixsocket", unix_socket]
         with (Path(folder) / "server.log").open("wb") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log)
         try:
-            yield _wait_until_ready(binary, port, process, Path(folder) / "server.log")
+            server = _wait_until_ready(binary, port, process, Path(folder) / "server.log")
+            yield replace(server, unix_socket=unix_socket)
         finally:
             process.terminate()
             process.wait(timeout=_START_LIMIT_SECONDS)

@@ -11,14 +11,18 @@ from typing import TYPE_CHECKING, Final
 from llmspell_dist.ack import LOCAL_FSYNC, MEMORY, REPLICATED_ALL, Ack
 from llmspell_dist.clock import ServerClock
 from llmspell_dist.config import Options, default_namespace, default_url, parse_url
-from llmspell_dist.errors import NamespaceMismatchError
+from llmspell_dist.errors import (
+    NamespaceMismatchError,
+    StorePermissionError,
+    StoreReadOnlyError,
+)
 from llmspell_dist.keys import KeySpace
 from llmspell_dist.records import FORMAT
 from llmspell_dist.redis.commands import Command
+from llmspell_dist.redis.locate import locate
 from llmspell_dist.redis.options import LaneOptions
 from llmspell_dist.redis.resp import pack
 from llmspell_dist.redis.scripts import Script, load_script
-from llmspell_dist.redis.locate import locate
 from llmspell_dist.state.core import Core
 from llmspell_dist.state.values import Values
 
@@ -39,7 +43,6 @@ class Assembly:
     resolver: EndpointResolver
     lane_options: LaneOptions
     core: Core
-    housekeeping: bool
     _release: Callable[[], None] | None = None
 
     @property
@@ -58,13 +61,27 @@ class Assembly:
         core, namespace = self.core, self.core.keyspace.namespace
         core.server = self.resolver.label
         ctl = core.keyspace.ctl("0")
-        ask = Command(pack(b"HMGET", ctl, b"format", b"shards"), "HMGET")
+        ask = Command(pack(b"HMGET", ctl, b"format", b"shards", b"retention"), "HMGET")
         found = yield ask
-        if None in found:
-            shards = core.keyspace.shards
-            yield Command(pack(b"HSETNX", ctl, b"format", FORMAT), "HSETNX")
-            yield Command(pack(b"HSETNX", ctl, b"shards", shards), "HSETNX")
-            found = yield ask
+        retention = self.options.retention
+        keep = None if retention is None else retention.stored
+        reads_only = info is not None and info.role == "slave"
+        if (None in found[:2] or keep not in (None, found[2])) and not reads_only:
+            enter = [
+                pack(b"HSETNX", ctl, b"format", FORMAT),
+                pack(b"HSETNX", ctl, b"shards", core.keyspace.shards),
+            ]
+            if keep is not None:
+                enter.append(pack(b"HSET", ctl, b"retention", keep))
+            try:
+                for request in enter:
+                    yield Command(request, "HSET")
+            except (StoreReadOnlyError, StorePermissionError):
+                reads_only = True
+            else:
+                found = yield ask
+        if reads_only and None in found[:2]:
+            return  # the first writer enters the namespace
         stored_format, stored_shards = int(found[0]), int(found[1])
         if stored_format != FORMAT:
             raise NamespaceMismatchError(namespace, "format", FORMAT, stored_format)
@@ -140,6 +157,5 @@ def assemble(url: str | None, options: Options) -> Assembly:
         resolved.resolver,
         lane_options,
         core,
-        options.housekeeping,
         resolved.release,
     )

@@ -38,7 +38,7 @@ class Spell:
         self._housekeeper: asyncio.Task[None] | None = None
         self.state = StateManager(self._driver)
         """Shared state by scope and key."""
-        self.log = ChangeLog(self._driver, assembly.options.retention)
+        self.log = ChangeLog(self._driver)
         """What every commit did, in order."""
 
     @property
@@ -59,7 +59,7 @@ class Spell:
         """Connect, and check that the namespace is one that this release can work with."""
         await self._lanes.ping()
         await self._driver.run(self._assembly.register(self._lanes.info))
-        if self._assembly.housekeeping:
+        if self._assembly.options.housekeeping:
             self._housekeeper = asyncio.create_task(self._keep_house())
 
     async def _keep_house(self) -> None:
@@ -68,9 +68,7 @@ class Spell:
             # Jittered, so that the processes of a fleet do not ask at the same moment.
             await asyncio.sleep(INTERVAL_S * random.uniform(0.5, 1.0))  # noqa: S311
             try:
-                while await self._driver.run(
-                    housekeep(self._assembly.core, self._assembly.options.retention)
-                ):
+                while await self._driver.run(housekeep(self._assembly.core)):
                     await asyncio.sleep(0)
             except SpellError as error:
                 logger.debug("housekeeping failed, another process may do it: %s", error)

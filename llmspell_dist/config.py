@@ -245,7 +245,9 @@ class Options:
     max_value_bytes: int = DEFAULT_MAX_BYTES
     max_depth: int = DEFAULT_MAX_DEPTH
     classes: ClassRules = field(default_factory=ClassRules)
-    retention: Retention = field(default_factory=Retention)
+    retention: Retention | None = None
+    """How long the change log keeps its entries, for everybody who works in the namespace: what is
+    given here is stored there. None: what was stored, else the default of `Retention`."""
     codec: Codec | None = None
     """None: one with the two limits above."""
     cipher: ValueCipher | None = field(default=None, repr=False)
@@ -281,7 +283,6 @@ class Options:
             raise InvalidArgumentError(name, value, error.rule) from None
         kinds: tuple[tuple[str, Any], ...] = (
             ("classes", ClassRules),
-            ("retention", Retention),
         )
         for name, kind in kinds:
             if not isinstance(getattr(self, name), kind):
@@ -289,6 +290,9 @@ class Options:
                 raise InvalidArgumentError(name, getattr(self, name), rule)
         if type(self.housekeeping) is not bool:
             raise InvalidArgumentError("housekeeping", self.housekeeping, "must be a bool")
+        if self.retention is not None and not isinstance(self.retention, Retention):
+            rule = "must be a Retention or None"
+            raise InvalidArgumentError("retention", self.retention, rule)
         if self.codec is not None and not isinstance(self.codec, Codec):
             raise InvalidArgumentError("codec", self.codec, "must be a Codec or None")
         if self.cipher is not None and not isinstance(self.cipher, ValueCipher):

@@ -13,7 +13,6 @@ from llmspell_dist.revision import Revision
 from llmspell_dist.state.housekeeping import trim
 
 if TYPE_CHECKING:
-    from llmspell_dist.retention import Retention
     from llmspell_dist.state.core import Core
     from llmspell_dist.state.driver import AsyncDriver
     from llmspell_dist.state.steps import Steps
@@ -42,9 +41,8 @@ class LogStat:
 class LogSteps:
     """The operations on the log, as steps."""
 
-    def __init__(self, core: Core, retention: Retention) -> None:
+    def __init__(self, core: Core) -> None:
         self.core = core
-        self.retention = retention
 
     def entries(
         self, shard: str, after: Revision | None, limit: int, newest_first: bool
@@ -108,16 +106,16 @@ class LogSteps:
         """Shorten every shard's log to its retention now."""
         total = 0
         for shard in self.core.shards():
-            total += yield from trim(self.core, shard, self.retention)
+            total += yield from trim(self.core, shard)
         return total
 
 
 class ChangeLog:
     """The change log of a namespace; every commit is one entry, its id the commit's revision."""
 
-    def __init__(self, driver: AsyncDriver, retention: Retention) -> None:
+    def __init__(self, driver: AsyncDriver) -> None:
         self._driver = driver
-        self._steps = LogSteps(driver.core, retention)
+        self._steps = LogSteps(driver.core)
 
     async def entries(
         self,

@@ -39,6 +39,20 @@ class Retention:
         """`max_age` in milliseconds."""
         return None if self.max_age is None else self.max_age // timedelta(milliseconds=1)
 
+    @property
+    def stored(self) -> bytes:
+        """The form that a namespace keeps: most entries, most age in ms (0: any), cap."""
+        return b"%d %d %d" % (self.max_entries, self.max_age_ms or 0, self.cap_entries)
+
+    @classmethod
+    def parse(cls, stored: bytes | None) -> Retention:
+        """Return what a namespace keeps, the default if it keeps nothing that can be read."""
+        try:
+            entries, age_ms, cap = (int(part) for part in (stored or b"").split(b" "))
+            return cls(timedelta(milliseconds=age_ms) if age_ms else None, entries, cap)
+        except ValueError:  # includes InvalidArgumentError
+            return cls()
+
     def __str__(self) -> str:
         age = "" if self.max_age is None else f" younger than {self.max_age}"
         return (

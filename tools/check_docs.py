@@ -27,7 +27,7 @@ def pages() -> list[Path]:
 
 
 def anchors(text: str) -> set[str]:
-    """Return the anchors that the headings of a page give; a heading that comes again is numbered."""
+    """Return the anchors that the headings of a page give; one that comes again is numbered."""
     found: set[str] = set()
     for heading in _HEADING.findall(_FENCE.sub("", text)):
         anchor = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")

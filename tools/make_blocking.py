@@ -60,7 +60,6 @@ def _only_the_shell(text: str) -> str:
         "from llmspell_dist.log import LogStat, LogSteps\n\n"
         "if TYPE_CHECKING:\n"
         "    from llmspell_dist.changes import LogEntry\n"
-        "    from llmspell_dist.retention import Retention\n"
         "    from llmspell_dist.revision import Revision\n"
         "    from llmspell_dist.state.driver import AsyncDriver\n\n"
         '__all__ = ["ChangeLog"]\n\n\n' + shell + "\n"

@@ -20,7 +20,7 @@ async def _get(bench: Bench) -> Samples:
     server = bench.server
     with (
         blocking.connect(server.url, namespace=NAMESPACE) as spell,
-        redis.Redis(host=server.host, port=server.port) as plain,
+        redis.Redis.from_url(server.url) as plain,
     ):
         spell.state.set_many(SCOPES[0], dict(zip(FIELDS, values.objects * KEYS, strict=False)))
 
@@ -42,7 +42,7 @@ async def _set(bench: Bench) -> Samples:
     server = bench.server
     with (
         blocking.connect(server.url, namespace=NAMESPACE) as spell,
-        redis.Redis(host=server.host, port=server.port) as plain,
+        redis.Redis.from_url(server.url) as plain,
     ):
 
         async def ours(count: int) -> None:

@@ -32,13 +32,12 @@ class Spell:
     def __init__(self, assembly: Assembly, connections: BlockingDriver) -> None:
         self._assembly = assembly
         self._connections = connections
-        retention = assembly.options.retention
         self._driver = SyncDriver(
-            assembly.core, connections, retention if assembly.housekeeping else None
+            assembly.core, connections, housekeeping=assembly.options.housekeeping
         )
         self.state = StateManager(self._driver)
         """Shared state by scope and key."""
-        self.log = ChangeLog(self._driver, retention)
+        self.log = ChangeLog(self._driver)
         """What every commit did, in order."""
 
     @property

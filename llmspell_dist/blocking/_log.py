@@ -10,7 +10,6 @@ from llmspell_dist.log import LogStat, LogSteps
 if TYPE_CHECKING:
     from llmspell_dist.blocking.driver import SyncDriver
     from llmspell_dist.changes import LogEntry
-    from llmspell_dist.retention import Retention
     from llmspell_dist.revision import Revision
 
 __all__ = ["ChangeLog"]
@@ -19,9 +18,9 @@ __all__ = ["ChangeLog"]
 class ChangeLog:
     """The change log of a namespace; every commit is one entry, its id the commit's revision."""
 
-    def __init__(self, driver: SyncDriver, retention: Retention) -> None:
+    def __init__(self, driver: SyncDriver) -> None:
         self._driver = driver
-        self._steps = LogSteps(driver.core, retention)
+        self._steps = LogSteps(driver.core)
 
     def entries(
         self,

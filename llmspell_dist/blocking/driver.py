@@ -16,10 +16,9 @@ if TYPE_CHECKING:
     from llmspell_dist.redis.blocking_driver import BlockingDriver
     from llmspell_dist.redis.commits import Commit
     from llmspell_dist.redis.groups import Operation
-    from llmspell_dist.retention import Retention
     from llmspell_dist.revision import Revision
     from llmspell_dist.state.core import Core
-    from llmspell_dist.state.steps import Steps
+    from llmspell_dist.state.steps import Request, Steps
 
 __all__ = ["SyncDriver"]
 
@@ -33,17 +32,16 @@ class SyncDriver:
     There is no thread of its own for housekeeping: now and then a call does some of it.
     """
 
-    __slots__ = ("_due", "_execute", "_retention", "_submit", "connections", "core")
+    __slots__ = ("_due", "_execute", "_submit", "connections", "core")
 
     def __init__(
-        self, core: Core, connections: BlockingDriver, retention: Retention | None
+        self, core: Core, connections: BlockingDriver, *, housekeeping: bool
     ) -> None:
         self.core = core
         self.connections = connections
         self._submit = connections.submit
         self._execute = connections.execute
-        self._retention = retention
-        self._due = float("inf") if retention is None else time.monotonic() + INTERVAL_S
+        self._due = time.monotonic() + INTERVAL_S if housekeeping else float("inf")
 
     def submit(self, packed: bytes) -> Any:
         """Send a read and return the raw reply."""
@@ -61,24 +59,29 @@ class SyncDriver:
         """Carry an operation out and return its result."""
         if time.monotonic() >= self._due:
             self._keep_house()
-        send, reply = steps.send, None
+        go_on, given = steps.send, None
         try:
             while True:
-                request = send(reply)
-                kind = type(request)
-                if kind is CommitRequest:
-                    reply = self.connections.commit(request.commit, request.ack)  # type: ignore[union-attr]
-                elif kind is list:
-                    reply = [self._execute(one) for one in request]  # type: ignore[union-attr]
-                elif kind is Pause:
-                    reply = self.pause(request.seconds)  # type: ignore[func-returns-value,union-attr]
-                elif kind is Call:
-                    reply = request.function(*request.arguments)  # type: ignore[union-attr]
-                else:
-                    reply = self._execute(request)  # type: ignore[arg-type]
+                request = go_on(given)
+                try:
+                    given = self._carry_out(request)
+                    go_on = steps.send
+                except SpellError as error:  # the steps may know what to do
+                    go_on, given = steps.throw, error
         except StopIteration as done:
             result: T = done.value
             return result
+
+    def _carry_out(self, request: Request) -> Any:
+        if isinstance(request, CommitRequest):
+            return self.connections.commit(request.commit, request.ack)
+        if isinstance(request, list):
+            return [self._execute(one) for one in request]
+        if isinstance(request, Pause):
+            return self.pause(request.seconds)
+        if isinstance(request, Call):
+            return request.function(*request.arguments)
+        return self._execute(request)
 
     def pause(self, seconds: float) -> None:
         """Wait between two attempts."""
@@ -86,10 +89,9 @@ class SyncDriver:
 
     def _keep_house(self) -> None:
         """Remove what expired and shorten the log, if it is this process's turn."""
-        assert self._retention is not None  # noqa: S101 - else it is never due
         self._due = time.monotonic() + INTERVAL_S
         try:
-            self.run(housekeep(self.core, self._retention))
+            self.run(housekeep(self.core))
         except SpellError as error:
             logger.debug("housekeeping failed, another process may do it: %s", error)
 

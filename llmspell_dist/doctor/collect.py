@@ -12,6 +12,7 @@ from llmspell_dist.config import Endpoint, Options, default_url, parse_url
 from llmspell_dist.doctor.facts import ClockOffset, CommitTrial, Facts, Rights
 from llmspell_dist.doctor.server import Server, open_server
 from llmspell_dist.doctor.trial import try_commit, try_rights
+from llmspell_dist.retention import Retention
 
 __all__ = ["collect"]
 
@@ -59,7 +60,7 @@ async def _facts(server: Server, target: Endpoint) -> Facts:
         commit=await try_commit(server) if writable else skipped,
         logs=await server.logs() if usable else None,
         settings=settings,
-        retention=server.assembly.options.retention,
+        retention=await server.retention() if usable else Retention(),
     )
 
 

@@ -16,6 +16,7 @@ from llmspell_dist.keys import MAX_SHARDS, KeySpace
 from llmspell_dist.log import LogStat, LogSteps
 from llmspell_dist.redis.lanes import Lanes
 from llmspell_dist.redis.resp import pack
+from llmspell_dist.retention import Retention
 from llmspell_dist.state.driver import AsyncDriver
 
 __all__ = ["Server", "open_server"]
@@ -91,10 +92,15 @@ class Server:
             self.assembly.core.use_shards(found[1])
         return found[0], found[1]
 
+    async def retention(self) -> Retention:
+        """Return what the namespace keeps of its log."""
+        reply = await self.ask("HGET", self.keyspace.ctl("0"), "retention")
+        return Retention.parse(reply if isinstance(reply, bytes) else None)
+
     async def logs(self) -> tuple[LogStat, ...] | None:
         """Return how long each shard's log is; None if that cannot be read."""
         core = self.assembly.core
-        steps = LogSteps(core, self.assembly.options.retention)
+        steps = LogSteps(core)
         driver = AsyncDriver(core, self.lanes)
         try:
             return tuple([await driver.run(steps.stat(shard)) for shard in core.shards()])

@@ -198,14 +198,17 @@ class Lane:
             self._schedule()
         self._turn.append((Probe(callback), packed, self._now))
 
-    def _bind(self) -> None:
-        loop = get_running_loop()
-        if self._loop is not None:
+    def check_loop(self) -> None:
+        """Raise `WrongEventLoopError` in another event loop than that of the first use."""
+        if self._loop is not None and get_running_loop() is not self._loop:
             raise WrongEventLoopError(
                 "a client belongs to the event loop that used it first; "
                 "make one client per event loop (and per asyncio.run)"
             )
-        self._loop = loop
+
+    def _bind(self) -> None:
+        self.check_loop()
+        loop = self._loop = get_running_loop()
         self._create_future = loop.create_future
         self._supervisor.start(loop)
 
@@ -424,11 +427,10 @@ class Lane:
         What is not answered in time fails as if the connection were lost for good. Closing twice
         is allowed.
         """
+        self.check_loop()
         self.closing = True
         if self._loop is None:
             return
-        if get_running_loop() is not self._loop:
-            self._bind()  # raises
         if not self._is_idle():
             self._idle = self._idle or self._loop.create_future()
             with contextlib.suppress(TimeoutError):

@@ -95,7 +95,12 @@ class Lanes:
 
     async def close(self) -> None:
         """Refuse new requests, wait for those in flight, disconnect. See `Lane.close`."""
-        await asyncio.gather(self.fast.close(), self.bulk.close(), self.durable.close())
+        lanes = (self.fast, self.bulk, self.durable)
+        for lane in lanes:
+            lane.check_loop()  # before any of them is closed
+        for lane in lanes:
+            lane.closing = True
+        await asyncio.gather(*[lane.close() for lane in lanes])
 
     async def __aenter__(self) -> Self:
         """Connect, so that wrong credentials are found here."""

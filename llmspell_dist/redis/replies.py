@@ -19,7 +19,6 @@ from llmspell_dist.errors import (
     StoreReadOnlyError,
     StoreUnavailableError,
 )
-
 from llmspell_dist.redis.resp import ErrorReply
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ import asyncio
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from llmspell_dist.errors import SpellError
 from llmspell_dist.redis.commits import read_outcome
 from llmspell_dist.state.steps import Call, CommitRequest, Pause
 
@@ -35,17 +36,21 @@ class AsyncDriver:
 
     async def run(self, steps: Steps[T]) -> T:
         """Carry an operation out and return its result."""
-        send, reply = steps.send, None
+        go_on, given = steps.send, None
         try:
             while True:
-                request = send(reply)
+                request = go_on(given)
                 kind = type(request)
-                if kind is CommitRequest:
-                    reply = await self.commit(request.commit, request.ack)  # type: ignore[union-attr]
-                elif kind is list or kind is Pause or kind is Call:
-                    reply = await self._other(request)
-                else:
-                    reply = await self._execute(request)  # type: ignore[arg-type]
+                try:
+                    if kind is CommitRequest:
+                        given = await self.commit(request.commit, request.ack)  # type: ignore[union-attr]
+                    elif kind is list or kind is Pause or kind is Call:
+                        given = await self._other(request)
+                    else:
+                        given = await self._execute(request)  # type: ignore[arg-type]
+                    go_on = steps.send
+                except SpellError as error:  # the steps may know what to do
+                    go_on, given = steps.throw, error
         except StopIteration as done:
             result: T = done.value
             return result

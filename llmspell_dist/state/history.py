@@ -14,6 +14,7 @@ from llmspell_dist.changes import LogEntry, LoggedChange, Op, unpack_entry
 from llmspell_dist.classes import StateClass
 from llmspell_dist.context import CommitContext
 from llmspell_dist.errors import (
+    CipherNotConfiguredError,
     HistoryUnavailableError,
     InvalidArgumentError,
 )
@@ -119,7 +120,11 @@ class History:
         return changes[:limit]
 
     def _change(self, entry: LogEntry, logged: LoggedChange, key: str) -> Change:
-        has_value, value, removed = self._written(logged, key)
+        try:
+            has_value, value, removed = self._written(logged, key)
+        except CipherNotConfiguredError:
+            # Who may not read the value may still see who changed it, and when.
+            has_value, value, removed = False, None, ()
         return Change(
             scope=logged.scope,
             key=key,
@@ -187,7 +192,7 @@ class History:
         if raw is not None:
             stored = unpack_record(raw, scope_key.scope.text, key)
             if stored.revision <= moment:
-                if stored.expires_ms and stored.expires_ms <= moment.ms:
+                if 0 < stored.expires_ms <= moment.ms and stored.revision != moment:
                     return default
                 found = yield from self.reads.find(scope, key)
                 if found is not None and found.stored.revision == stored.revision:
@@ -227,7 +232,8 @@ class _Rebuilt:
         for logged in reversed(entry.changes):
             if not _concerns(logged, self.scope.scope.text, self.key):
                 continue
-            if not self.begun and logged.expires_ms and logged.expires_ms <= moment.ms:
+            over = 0 < logged.expires_ms <= moment.ms and entry.revision != moment
+            if over and not self.begun:
                 self._gone = True
                 return True
             if logged.op in _GONE:

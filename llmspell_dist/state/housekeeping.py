@@ -9,15 +9,16 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Final
 
-from llmspell_dist.redis.commands import ScriptCall
+from llmspell_dist.redis.commands import Command, ScriptCall
+from llmspell_dist.redis.resp import pack
 from llmspell_dist.redis.scripts import load_script
+from llmspell_dist.retention import Retention
 
 if TYPE_CHECKING:
-    from llmspell_dist.retention import Retention
     from llmspell_dist.state.core import Core
     from llmspell_dist.state.steps import Steps
 
-__all__ = ["INTERVAL_S", "housekeep", "sweep", "trim"]
+__all__ = ["INTERVAL_S", "housekeep", "retention_of", "sweep", "trim"]
 
 logger = logging.getLogger("llmspell_dist.state")
 logger.addHandler(logging.NullHandler())
@@ -38,8 +39,15 @@ def sweep(core: Core, shard: str, *, interval_ms: int = 0) -> Steps[tuple[bool, 
     return bool(worked), int(removed), bool(more)
 
 
-def trim(core: Core, shard: str, retention: Retention) -> Steps[int]:
+def retention_of(core: Core) -> Steps[Retention]:
+    """What the namespace keeps of its log; every client asks, so that all do the same."""
+    request = pack(b"HGET", core.keyspace.ctl("0"), b"retention")
+    return Retention.parse((yield Command(request, "HGET")))
+
+
+def trim(core: Core, shard: str) -> Steps[int]:
     """Shorten a shard's log to its retention, in bounded calls; how many entries went."""
+    retention = yield from retention_of(core)
     total = 0
     while True:
         removed, more = yield from _trim_some(core, shard, retention)
@@ -79,12 +87,12 @@ def _trim_some(core: Core, shard: str, retention: Retention) -> Steps[tuple[int,
     return int(removed), bool(more)
 
 
-def housekeep(core: Core, retention: Retention) -> Steps[bool]:
+def housekeep(core: Core) -> Steps[bool]:
     """Do what is due in every shard; whether more is waiting."""
     waiting = False
     for shard in core.shards():
         worked, _, more = yield from sweep(core, shard, interval_ms=int(INTERVAL_S * 1000))
         if worked:
             waiting = waiting or more
-            yield from trim(core, shard, retention)
+            yield from trim(core, shard)
     return waiting

@@ -14,6 +14,7 @@ from llmspell_dist.errors import (
     LimitError,
     WrongKindError,
 )
+from llmspell_dist.keys import scoped_field
 from llmspell_dist.records import (
     CODEC_FLAGS,
     FORMAT,
@@ -29,7 +30,6 @@ from llmspell_dist.redis.commands import Command, ScriptCall
 from llmspell_dist.redis.resp import pack
 from llmspell_dist.redis.scripts import load_script
 from llmspell_dist.revision import from_ms
-from llmspell_dist.keys import scoped_field
 from llmspell_dist.state.core import checked_keys, field_of
 from llmspell_dist.state.large import NOT_LARGE, Collector
 from llmspell_dist.state.model import Record, ScopeStat
@@ -382,6 +382,8 @@ class Reads:
             key = field.decode()
             stored = unpack_record(raw, scope_key.scope.text, key)
             found = yield from self._assemble(stored, elements, scope_key, key)
+            if found is None:
+                found = yield from self._ask(scope_key, key, field)
             if found is not None:
                 values[key] = found.value
         return values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
@@ -32,6 +33,7 @@ COPY_BYTES: Final = MAX_COMMIT_BYTES
 KEYS_ONLY, WITH_RECORDS, WITH_SIZES = b"0", b"1", b"2"
 """What a scan gives beside the keys."""
 _ATTEMPTS: Final = 32
+_CURSOR: Final = re.compile(r"[0-9]{1,20}", re.ASCII).fullmatch
 _GLOB_SPECIAL: Final = frozenset("*?[]\\^")
 
 
@@ -57,7 +59,7 @@ def check_page(cursor: str | None, limit: int) -> bytes:
         raise InvalidArgumentError("limit", limit, f"must be an int from 1 to {MAX_PAGE:,}")
     if cursor is None:
         return b"0"
-    if not isinstance(cursor, str) or not cursor.isdecimal() or int(cursor) >= 2**64:
+    if not isinstance(cursor, str) or not _CURSOR(cursor) or int(cursor) >= 2**64:
         raise InvalidArgumentError("cursor", cursor, "must be one that a page returned")
     return cursor.encode()
 

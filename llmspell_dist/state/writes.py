@@ -18,8 +18,8 @@ from llmspell_dist.errors import (
     UpdateConflictError,
     WrongKindError,
 )
-from llmspell_dist.records import ENCRYPTED, Kind
 from llmspell_dist.keys import scoped_field
+from llmspell_dist.records import ENCRYPTED, Kind
 from llmspell_dist.redis.commits import (
     ClassChangedError,
     Commit,

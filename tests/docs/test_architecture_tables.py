@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +17,9 @@ import msgpack
 import pytest
 
 import llmspell_dist
-from llmspell_dist import StateClass, codec, config, keys, scope, ttl
-from llmspell_dist.context import MAX_BYTES as CONTEXT_BYTES
+from llmspell_dist import Options, Retention, Spell, StateClass, codec, config, keys, scope, ttl
 from llmspell_dist.changes import Op
+from llmspell_dist.context import MAX_BYTES as CONTEXT_BYTES
 from llmspell_dist.keys import KeySpace
 from llmspell_dist.records import Kind, pack_record, unpack_record
 from llmspell_dist.redis import commits, groups, ring, scripts
@@ -34,6 +35,7 @@ pytestmark = pytest.mark.integration
 
 PAGE = Path(__file__).parents[2] / "docs" / "technical" / "state-architecture.md"
 ALICE = "agent:alice"
+Raw = Callable[..., Any]
 
 
 # --- reading the page -----------------------------------------------------------------------------
@@ -41,7 +43,9 @@ ALICE = "agent:alice"
 
 def _tables() -> Iterator[tuple[str, list[dict[str, str]]]]:
     """Yield every table of the page with the words that stand before it."""
-    before, header, rows = "", [], []
+    before = ""
+    header: list[str] = []
+    rows: list[dict[str, str]] = []
     for line in [*PAGE.read_text(encoding="utf-8").splitlines(), ""]:
         if line.startswith("|"):
             cells = [cell.strip() for cell in line[1:-1].split("|")]
@@ -105,6 +109,7 @@ def cut(rows: list[dict[str, str]], raw: bytes, start: int = 0) -> tuple[dict[st
 
 
 def number(raw: bytes) -> int:
+    """Return the number that the bytes are."""
     return int.from_bytes(raw, "big")
 
 
@@ -124,8 +129,8 @@ CHANGE = layout("operation", "kind and class", after="Change head")
 
 
 @pytest.fixture
-def raw(server: Server, namespace: str) -> Callable[..., Any]:
-    """Send a command whose key is one of the shard: raw("HGET", "agent:alice", "mood")."""
+def raw(server: Server, namespace: str) -> Raw:
+    """A function that sends a command, with a key of the shard after its prefix."""
 
     def call(name: str, key: str, *words: str | bytes | int) -> Any:
         return server.call(name, f"{namespace}:{{0}}:{key}", *words)
@@ -133,7 +138,7 @@ def raw(server: Server, namespace: str) -> Callable[..., Any]:
     return call
 
 
-async def test_a_fresh_record_has_the_header_of_the_page(spell, raw) -> None:
+async def test_a_fresh_record_has_the_header_of_the_page(spell: Spell, raw: Raw) -> None:
     """Fifteen bytes, then the value as MessagePack."""
     revision = await spell.state.set(ALICE, "mood", "curious", schema_version=7)
     record, end = cut(RECORD, raw("HGET", ALICE, "mood"))
@@ -148,7 +153,9 @@ async def test_a_fresh_record_has_the_header_of_the_page(spell, raw) -> None:
     }
 
 
-async def test_a_rewritten_record_with_a_ttl_has_all_fields(spell, raw, server) -> None:
+async def test_a_rewritten_record_with_a_ttl_has_all_fields(
+    spell: Spell, raw: Raw, server: Server
+) -> None:
     """Created is that of the first write, expires is server time; 27 bytes of header."""
     state = spell.state
     first = await state.set(ALICE, "mood", "curious")
@@ -170,7 +177,7 @@ async def test_a_rewritten_record_with_a_ttl_has_all_fields(spell, raw, server) 
     assert pack_record(unpack_record(raw_record, ALICE, "mood")) == raw_record
 
 
-async def test_the_scope_record_has_the_layout_of_the_page(spell, raw) -> None:
+async def test_the_scope_record_has_the_layout_of_the_page(spell: Spell, raw: Raw) -> None:
     """Revision, number of keys, bytes; the rest is zero so far."""
     await spell.state.set(ALICE, "mood", "curious")
     last = await spell.state.set(ALICE, "plan", "none")
@@ -184,7 +191,9 @@ async def test_the_scope_record_has_the_layout_of_the_page(spell, raw) -> None:
     assert not any((*meta["fence"], *meta["schema version"], *meta["flags"], *meta["policy"]))
 
 
-async def test_the_frames_of_a_log_entry_have_the_layout_of_the_page(spell, raw) -> None:
+async def test_the_frames_of_a_log_entry_have_the_layout_of_the_page(
+    spell: Spell, raw: Raw
+) -> None:
     """The second frame of one scope does not repeat its name; chains lead to what was before."""
     before = await spell.state.set(ALICE, "mood", "curious", state_class=StateClass.BULK)
     with llmspell_dist.context(actor="tester", correlation_id="run-1"):
@@ -192,6 +201,7 @@ async def test_the_frames_of_a_log_entry_have_the_layout_of_the_page(spell, raw)
             tx.set(ALICE, "mood", "busy", schema_version=3)
             tx.set(ALICE, "plan", 5, ttl=60)
             tx.set("global", "note", "x", state_class=StateClass.BULK)
+    assert tx.revision is not None
     ((entry_id, fields),) = raw("XREVRANGE", "log", "+", "-", "COUNT", 1)
     assert entry_id == str(tx.revision).encode()
     assert fields[0::2] == [b"c", b"m", b"o"]
@@ -220,7 +230,7 @@ async def test_the_frames_of_a_log_entry_have_the_layout_of_the_page(spell, raw)
     assert three["scope"] == b"global"
 
 
-async def test_a_ring_slot_has_the_layout_of_the_page(spell, raw, server, namespace) -> None:
+async def test_a_ring_slot_has_the_layout_of_the_page(spell: Spell, raw: Raw) -> None:
     """Sequence, fingerprint, outcome; the log entry names client and sequence."""
     revision = await spell.state.set(ALICE, "mood", "curious")
     ((_, fields),) = raw("XREVRANGE", "log", "+", "-", "COUNT", 1)
@@ -234,7 +244,7 @@ async def test_a_ring_slot_has_the_layout_of_the_page(spell, raw, server, namesp
     assert 3_590_000 < raw("PTTL", f"ring:{client}") <= 3_600_000
 
 
-async def test_a_composite_has_a_head_and_its_elements_beside_it(spell, raw) -> None:
+async def test_a_composite_has_a_head_and_its_elements_beside_it(spell: Spell, raw: Raw) -> None:
     """A list, a map and a large value; a replaced generation lives on for three seconds."""
     state = spell.state
     await state.append(ALICE, "list", "a", {"b": 1})
@@ -269,7 +279,9 @@ async def test_a_composite_has_a_head_and_its_elements_beside_it(spell, raw) -> 
     assert len(raw("SMEMBERS", f"{ALICE}:g")) == 2
 
 
-async def test_every_key_of_a_used_namespace_is_in_the_table(spell, server, namespace) -> None:
+async def test_every_key_of_a_used_namespace_is_in_the_table(
+    spell: Spell, server: Server, namespace: str
+) -> None:
     """And has the type that the table says; nothing lies elsewhere."""
     state = spell.state
     await state.set(ALICE, "mood", 1, ttl=1000)
@@ -292,6 +304,26 @@ async def test_every_key_of_a_used_namespace_is_in_the_table(spell, server, name
         assert server.call("TYPE", key).decode() in shapes[fitting[0]].split(" or "), key
         used.add(fitting[0])
     assert len(used) >= 9
+
+
+async def test_the_settings_of_a_shard_are_those_of_the_page(
+    url: str, namespace: str, raw: Raw
+) -> None:
+    """Format, shard count, retention in the form of the page, holds as revisions."""
+    keep = Retention(max_age=timedelta(hours=1), max_entries=500, cap_entries=5000)
+    options = Options(namespace=namespace, retention=keep)
+    async with llmspell_dist.connect(url, options=options) as spell:
+        revision = await spell.state.set(ALICE, "mood", "curious")
+        await spell.log.hold("archiver", at=revision)
+    flat = raw("HGETALL", "ctl")
+    settings = dict(zip(flat[::2], flat[1::2], strict=True))
+    settings.pop(b"swept", None)
+    assert settings == {
+        b"format": b"1",
+        b"shards": b"1",
+        b"retention": b"500 3600000 5000",
+        b"hold:archiver": str(revision).encode(),
+    }
 
 
 # --- requests -------------------------------------------------------------------------------------

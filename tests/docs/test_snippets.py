@@ -59,6 +59,7 @@ class Block:
 
 
 def blocks(page: Path) -> Iterator[Block]:
+    """Yield the fenced blocks of a page."""
     text = page.read_text(encoding="utf-8")
     for match in _FENCE.finditer(text):
         language, _, note = match["info"].partition(" ")
@@ -156,6 +157,7 @@ class _Runner:
 
 @pytest.mark.parametrize("page", list(_page_parameters()))
 def test_the_snippets_of_a_page_run_and_print_what_they_say(
+    *,
     page: Path,
     server: Server,
     namespace: str,
@@ -192,8 +194,7 @@ def test_every_page_is_reached_from_the_readme() -> None:
         if page in seen or not page.exists():
             continue
         seen.add(page)
-        for target in re.findall(r"\]\(([^)\s#]+\.md)", page.read_text(encoding="utf-8")):
-            if "://" not in target:
-                todo.append((page.parent / target).resolve())
+        targets = re.findall(r"\]\(([^)\s#]+\.md)", page.read_text(encoding="utf-8"))
+        todo += [(page.parent / target).resolve() for target in targets if "://" not in target]
     missing = {page.relative_to(ROOT).as_posix() for page in pages - seen}
     assert not missing

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fix_faults import SCOPE, SWEPT, blocking_client, client
+from fix_faults import SCOPE, SWEPT, blocking_client, client, environment
 from fix_servers import Server
 from fix_state import Store
 
@@ -44,6 +44,7 @@ def test_processes_on_the_same_keys_give_exact_results(
                     "async" if me % 2 else "blocking",
                 ],
                 stdout=subprocess.PIPE,
+                env=environment(),
             )
             for me in range(processes)
         ]
@@ -165,6 +166,7 @@ async def test_an_async_client_works_on_both_sides_of_a_fork(
     store.check()
 
 
+@pytest.mark.xfail(strict=True, reason="bugs.md: close() awaits a task of the parent's loop")
 async def test_a_client_that_keeps_house_can_be_closed_after_a_fork(
     server: Server, namespace: str
 ) -> None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from fix_faults import SCOPE, Proxies, blocking_client, client, outcome
+from fix_faults import SCOPE, Proxies, blocking_client, client, environment, outcome
 from fix_servers import Server
 from fix_state import Store
 
@@ -85,6 +85,7 @@ async def test_another_process_settles_what_this_one_left_open(
             input=pickle.dumps(copied.operation),
             capture_output=True,
             check=True,
+            env=environment(),
         )
         assert run.stdout.decode().strip() == str(await spell.state.retry(error.operation))
         assert await spell.state.get(SCOPE, "list") == ["first", "second"]
