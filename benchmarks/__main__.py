@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -20,6 +21,8 @@ from benchmarks.server import find_binary, running_server
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmarks; 1 if a row is missing or (in a full run) a target is missed."""
     options = _parser().parse_args(arguments)
+    # A polite end by `kill` or `timeout` must not leave the server behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     targets = report.load_targets()
     rows = [row for row in ROWS if not options.only or _asked_for(row, options.only)]
     if options.quick and not options.only:  # a smoke run leaves the merely informative rows out

@@ -18,7 +18,7 @@ from llmspell_dist.errors import (
 )
 from llmspell_dist.keys import KeySpace
 from llmspell_dist.records import FORMAT
-from llmspell_dist.redis.commands import Command
+from llmspell_dist.redis.commands import Command, ScriptCall
 from llmspell_dist.redis.locate import locate
 from llmspell_dist.redis.options import LaneOptions
 from llmspell_dist.redis.resp import pack
@@ -92,6 +92,19 @@ class Assembly:
                 )
             core.use_shards(stored_shards)
         core.durable_ack = yield from self._strongest_ack(info)
+        if not reads_only:
+            yield from self._check_rights()
+
+    def _check_rights(self) -> Steps[None]:
+        """Refuse a user who could begin a commit and not end it; who may only read is welcome."""
+        core = self.core
+        ctl = core.keyspace.ctl("0")
+        keys = (ctl, core.keyspace.ring("0", "none"))
+        denied = yield ScriptCall(load_script("rights"), keys, (b"%d" % FORMAT,))
+        names = [name.decode() for name in denied]
+        if names and "XADD" not in names:
+            said = f"the user may not run {', '.join(names)}, which a commit needs"
+            raise StorePermissionError(core.server, said)
 
     def _strongest_ack(self, info: ServerInfo | None) -> Steps[Ack]:
         """What the class Critical waits for: replicas if there are any, else the disk."""

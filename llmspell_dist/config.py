@@ -281,9 +281,7 @@ class Options:
             name = "max_value_bytes" if error.argument == "max_bytes" else error.argument
             value = getattr(self, name)
             raise InvalidArgumentError(name, value, error.rule) from None
-        kinds: tuple[tuple[str, Any], ...] = (
-            ("classes", ClassRules),
-        )
+        kinds: tuple[tuple[str, Any], ...] = (("classes", ClassRules),)
         for name, kind in kinds:
             if not isinstance(getattr(self, name), kind):
                 rule = f"must be a {kind.__name__}"

@@ -94,9 +94,7 @@ def context(
     }
     outer = current_context()
     inner = CommitContext(
-        **{
-            name: getattr(outer, name) if value is None else value for name, value in given.items()
-        }
+        **{name: getattr(outer, name) if value is None else value for name, value in given.items()}
     )
     token = _current.set(inner)
     try:

@@ -15,6 +15,8 @@
      ├ ConflictError
      │   └ UpdateConflictError
      ├ WrongKindError
+     ├ ClassChangedError
+     ├ StagedElementsLostError
      ├ CrossShardError
      ├ CorruptRecordError
      │   └ UnsupportedFormatError
@@ -56,6 +58,7 @@ __all__ = [
     "AckNotReachedError",
     "CipherNotConfiguredError",
     "CircularReferenceError",
+    "ClassChangedError",
     "ClosedError",
     "CodecError",
     "ConflictError",
@@ -75,6 +78,7 @@ __all__ = [
     "OperationReusedError",
     "OutcomeUnknownError",
     "SpellError",
+    "StagedElementsLostError",
     "StoreAuthenticationError",
     "StoreBusyError",
     "StoreFullError",
@@ -345,6 +349,25 @@ class WrongKindError(SpellError):
         self.kind = kind
         self.operation = operation
         super().__init__(f"{operation} does not work on the {kind} at {shorten(key)} in {scope}")
+
+
+class ClassChangedError(SpellError):
+    """The record has a class that needs another encoding than the one sent; encode it again."""
+
+    code = "CLASS_CHANGED"
+
+    def __init__(self, scope: str, key: str, state_class: int) -> None:
+        super().__init__(f"{shorten(key)} in {scope} has state class {state_class}")
+        self.scope = scope
+        self.key = key
+        self.state_class = state_class
+
+
+class StagedElementsLostError(SpellError):
+    """Elements that were staged for a large value were gone before the commit; stage them again."""
+
+    code = "STAGED_LOST"
+    retryable = True
 
 
 class CrossShardError(SpellError):

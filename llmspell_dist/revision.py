@@ -55,7 +55,7 @@ class Revision(NamedTuple):
         """Read ``"ms-seq"``, the printed form; anything else is an ``InvalidArgumentError``."""
         try:
             ms, _, seq = text.partition("-") if isinstance(text, str) else text.partition(b"-")
-            if not (ms.isdigit() and seq.isdigit()):
+            if not (ms.isdigit() and seq.isdigit() and text.isascii()):
                 raise ValueError(text)
             revision = cls(int(ms), int(seq))
         except (ValueError, AttributeError, TypeError):

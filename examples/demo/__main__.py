@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import secrets
+import signal
 import sys
 from collections.abc import Awaitable, Sequence
 from pathlib import Path
@@ -28,6 +29,8 @@ _WANTED_MESSAGES = 1_200
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo and return its exit code."""
     options = _parser().parse_args(arguments)
+    # A polite end by `kill` or `timeout` must not leave the server and the agents behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         found = recordings.load(options.data)
         if options.url:

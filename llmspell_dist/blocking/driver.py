@@ -34,9 +34,7 @@ class SyncDriver:
 
     __slots__ = ("_due", "_execute", "_submit", "connections", "core")
 
-    def __init__(
-        self, core: Core, connections: BlockingDriver, *, housekeeping: bool
-    ) -> None:
+    def __init__(self, core: Core, connections: BlockingDriver, *, housekeeping: bool) -> None:
         self.core = core
         self.connections = connections
         self._submit = connections.submit

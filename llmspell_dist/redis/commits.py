@@ -15,6 +15,7 @@ from zlib import crc32
 
 from llmspell_dist.changes import Op
 from llmspell_dist.errors import (
+    ClassChangedError,
     ConflictError,
     CorruptRecordError,
     LimitError,
@@ -22,6 +23,7 @@ from llmspell_dist.errors import (
     OperationReusedError,
     OutcomeUnknownError,
     SpellError,
+    StagedElementsLostError,
     WrongKindError,
     shorten,
 )
@@ -300,25 +302,6 @@ def read_outcome(
         return Committed(None, results)
     ms, _, seq = revision.partition(b"-")
     return Committed(Revision(int(ms), int(seq)), results)
-
-
-class ClassChangedError(SpellError):
-    """The record has a class that needs another encoding than the one sent; encode it again."""
-
-    code = "CLASS_CHANGED"
-
-    def __init__(self, scope: str, key: str, state_class: int) -> None:
-        super().__init__(f"{shorten(key)} in {scope} has state class {state_class}")
-        self.scope = scope
-        self.key = key
-        self.state_class = state_class
-
-
-class StagedElementsLostError(SpellError):
-    """Elements that were staged for a large value were gone before the commit; stage them again."""
-
-    code = "STAGED_LOST"
-    retryable = True
 
 
 def _facts(text: str) -> dict[str, str]:

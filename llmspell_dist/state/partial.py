@@ -12,11 +12,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 from llmspell_dist.changes import Op
 from llmspell_dist.classes import StateClass
-from llmspell_dist.errors import ConflictError, InvalidArgumentError, WrongKindError
+from llmspell_dist.errors import (
+    ClassChangedError,
+    ConflictError,
+    InvalidArgumentError,
+    WrongKindError,
+)
 from llmspell_dist.records import Kind
 from llmspell_dist.redis.commits import (
     Change,
-    ClassChangedError,
     Condition,
     ConditionMode,
     change,

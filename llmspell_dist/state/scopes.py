@@ -95,9 +95,7 @@ class Scopes:
     ) -> Steps[Page[tuple[str, Any]]]:
         """Some keys of a scope with their values, in no order."""
         scope_key = self.core.scope_key(scope)
-        flat, following = yield from self._scan(
-            scope, cursor, limit, prefix, match, WITH_RECORDS
-        )
+        flat, following = yield from self._scan(scope, cursor, limit, prefix, match, WITH_RECORDS)
         items: list[tuple[str, Any]] = []
         for field, raw in zip(flat[::2], flat[1::2], strict=True):
             key = field.decode()

@@ -11,9 +11,10 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llmspell_dist.changes import Op
+from llmspell_dist.errors import StagedElementsLostError
 from llmspell_dist.records import Kind
 from llmspell_dist.redis.commands import Command, ScriptCall
-from llmspell_dist.redis.commits import Change, StagedElementsLostError, change
+from llmspell_dist.redis.commits import Change, change
 from llmspell_dist.redis.scripts import load_script
 from llmspell_dist.state.large import CHUNK_BYTES
 

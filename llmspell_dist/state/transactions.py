@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from llmspell_dist.changes import Op
 from llmspell_dist.classes import BEHAVIOURS, StateClass
 from llmspell_dist.codec import is_number
-from llmspell_dist.errors import InvalidArgumentError, WrongKindError
+from llmspell_dist.errors import ClassChangedError, InvalidArgumentError, WrongKindError
 from llmspell_dist.redis.commits import (
     Change,
-    ClassChangedError,
     Condition,
     ConditionMode,
     TTLMode,

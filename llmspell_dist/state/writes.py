@@ -10,6 +10,7 @@ from llmspell_dist.changes import Op
 from llmspell_dist.classes import BEHAVIOURS, StateClass
 from llmspell_dist.codec import encode_number, is_number
 from llmspell_dist.errors import (
+    ClassChangedError,
     ConflictError,
     InvalidArgumentError,
     InvalidTTLError,
@@ -21,7 +22,6 @@ from llmspell_dist.errors import (
 from llmspell_dist.keys import scoped_field
 from llmspell_dist.records import ENCRYPTED, Kind
 from llmspell_dist.redis.commits import (
-    ClassChangedError,
     Commit,
     ConditionMode,
     TTLMode,

@@ -89,7 +89,7 @@ end
 
 -- What to do when the server refused the entry: nil and the outcome, or for what frees memory the id after all.
 local function refused_entry(reply, frames, meta, operation, freeing)
-  local said = reply.err
+  local said = tostring(reply.err)
   if string.find(said, 'OOM', 1, true) then
     rest.memory_full = said
     if freeing then

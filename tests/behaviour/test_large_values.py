@@ -154,7 +154,7 @@ async def test_elements_that_were_lost_before_the_commit_are_noticed(
     state: StateManager, raw: Raw, store: Store, monkeypatch: pytest.MonkeyPatch, lost: str
 ) -> None:
     """Nothing is written; trying again is safe, and succeeds."""
-    from llmspell_dist.redis.commits import StagedElementsLostError
+    from llmspell_dist.errors import StagedElementsLostError
 
     driver = state._driver
     commit = driver.lanes.commit

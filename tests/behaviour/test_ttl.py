@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from fix_state import Expiring, Raw, Store, sweep_all, until
 
-from llmspell_dist import KEEP, ConflictError, StateManager, connect
+from llmspell_dist import KEEP, ConflictError, Options, Retention, StateManager, connect
 from llmspell_dist.client import Spell
 from llmspell_dist.clock import Liveness
 from llmspell_dist.errors import InvalidTTLError
@@ -226,14 +226,16 @@ async def test_a_sweep_works_through_more_than_one_call_may_remove(
 
 
 async def test_housekeeping_sweeps_and_trims_in_turn(
-    spell: Spell, expiring: Expiring, store: Store
+    spell: Spell, expiring: Expiring, store: Store, url: str, namespace: str
 ) -> None:
-    """What every client runs in the background, once."""
-    from llmspell_dist import Retention
-
+    """What every client runs in the background, once, by the retention that any of them gave."""
     await expiring(S, k=1)
+    retention = Retention(max_age=None, max_entries=1)
+    options = Options(namespace=namespace, retention=retention, housekeeping=False)
+    async with connect(url, options=options):
+        pass
     driver, core = spell.state._driver, spell.state._driver.core
-    assert not await driver.run(housekeep(core, Retention(max_age=None, max_entries=1)))
+    assert not await driver.run(housekeep(core))
     assert store.field(S, "k") is None
     assert len(store.log()) == 1
 

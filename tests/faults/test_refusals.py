@@ -340,8 +340,10 @@ async def test_a_missing_right_is_named_and_leaves_nothing_half_done(
                 lambda: state.delete(SCOPE, "old"),
             ]
             for call in calls:
+                before = store.dump()
                 told = await outcome(call())
                 if isinstance(told, BaseException):
+                    assert told.may_have_happened or store.dump() == before
                     assert type(told) is StorePermissionError, repr(told)
                     assert missing in told.said or "can't run this command" in told.said
                     done += told.may_have_happened

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from llmspell_dist.changes import OMITTED, Op
 from llmspell_dist.classes import BEHAVIOURS, StateClass
 from llmspell_dist.errors import (
+    ClassChangedError,
     ConflictError,
     CorruptRecordError,
     NumberOverflowError,
@@ -26,7 +27,7 @@ from llmspell_dist.errors import (
 )
 from llmspell_dist.records import MAX_HEADER, MIN_HEADER, Kind, StoredRecord, pack_record
 from llmspell_dist.redis import commits
-from llmspell_dist.redis.commits import ClassChangedError, Commit, ConditionMode, ScopeKey, TTLMode
+from llmspell_dist.redis.commits import Commit, ConditionMode, ScopeKey, TTLMode
 from llmspell_dist.redis.ring import WINDOW
 from llmspell_dist.redis.scripts import ScriptError, load_script, resolve, scripts_folder
 from llmspell_dist.revision import Revision
@@ -158,7 +159,7 @@ SCOPE = ScopeKey(b"n:{0}:agent:a", b"agent:a", b"n:{0}", Scope.agent("a"), b"")
         ("KIND change=0 kind=3 class=0 revision=1-1", WrongKindError),
         ("CLASS change=0 kind=3 class=5 revision=1-1", ClassChangedError),
         ("OVERFLOW change=0 kind=2 class=0 revision=1-1", NumberOverflowError),
-        ("STAGED change=0 kind=0 class=0 revision=none", commits.StagedElementsLostError),
+        ("STAGED change=0 kind=0 class=0 revision=none", StagedElementsLostError),
         ("CORRUPT change=0 kind=0 class=0 revision=none", CorruptRecordError),
         ("UNKNOWN", OutcomeUnknownError),
         ("REUSED", OperationReusedError),
