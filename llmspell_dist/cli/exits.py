@@ -7,6 +7,7 @@ from typing import Final
 
 from llmspell_dist.errors import (
     CipherNotConfiguredError,
+    ClassChangedError,
     CodecError,
     ConflictError,
     CorruptRecordError,
@@ -18,6 +19,7 @@ from llmspell_dist.errors import (
     NamespaceMismatchError,
     OperationReusedError,
     SpellError,
+    StagedElementsLostError,
     StoreUnavailableError,
     WrongKindError,
 )
@@ -60,6 +62,8 @@ _BY_ERROR: Final[tuple[tuple[type[SpellError], Exit], ...]] = (
     (StoreUnavailableError, Exit.UNAVAILABLE),
     (ConflictError, Exit.CONFLICT),
     (OperationReusedError, Exit.CONFLICT),
+    (ClassChangedError, Exit.CONFLICT),
+    (StagedElementsLostError, Exit.UNAVAILABLE),
     (CorruptRecordError, Exit.DATA),
     (HistoryUnavailableError, Exit.DATA),
     (HistoryDivergedError, Exit.DATA),

@@ -275,17 +275,18 @@ async def test_a_map_whose_beginning_was_trimmed_has_no_past(
         await state.get_at(S, "m", second)
 
 
-@pytest.mark.parametrize("limit", [0, -1, 10_001, "5", None, 2.0, True])
-async def test_a_limit_must_make_sense(state: StateManager, limit: Any) -> None:
+async def test_a_limit_must_make_sense(state: StateManager) -> None:
     """From 1 to 10,000."""
-    with pytest.raises(InvalidArgumentError, match="limit"):
-        await state.history(S, "k", limit=limit)
+    bad: list[Any] = [0, -1, 10_001, "5", None, 2.0, True]
+    for limit in bad:
+        with pytest.raises(InvalidArgumentError, match="limit"):
+            await state.history(S, "k", limit=limit)
 
 
-@pytest.mark.parametrize(
-    "at", ["1-1", 5, None, datetime(2024, 1, 1), datetime(1960, 1, 1, tzinfo=UTC), (1, 1)]
-)  # fmt: skip
-async def test_a_moment_is_a_revision_or_an_aware_time(state: StateManager, at: Any) -> None:
+async def test_a_moment_is_a_revision_or_an_aware_time(state: StateManager) -> None:
     """After 1970."""
-    with pytest.raises(InvalidArgumentError, match="at|time"):
-        await state.get_at(S, "k", at)
+    naive, early = datetime(2024, 1, 1), datetime(1960, 1, 1, tzinfo=UTC)  # noqa: DTZ001
+    bad: list[Any] = ["1-1", 5, None, naive, early, (1, 1)]
+    for at in bad:
+        with pytest.raises(InvalidArgumentError, match="at|time"):
+            await state.get_at(S, "k", at)

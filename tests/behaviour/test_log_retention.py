@@ -149,23 +149,25 @@ async def test_trimming_up_to_a_hold_is_done_in_one_go(url: str, namespace: str)
         assert (await spell.log.stat()).entries == 10
 
 
-@pytest.mark.parametrize("name", ["", "x" * 65, "a\nb", "é", 5, None])
-async def test_a_hold_needs_a_printable_name(spell: Spell, name: Any) -> None:
+async def test_a_hold_needs_a_printable_name(spell: Spell) -> None:
     """Of up to 64 ASCII characters."""
-    with pytest.raises(InvalidArgumentError, match="name"):
-        await spell.log.hold(name)
-    with pytest.raises(InvalidArgumentError, match="name"):
-        await spell.log.release(name)
+    bad: list[Any] = ["", "x" * 65, "a\nb", "é", 5, None]
+    for name in bad:
+        with pytest.raises(InvalidArgumentError, match="name"):
+            await spell.log.hold(name)
+        with pytest.raises(InvalidArgumentError, match="name"):
+            await spell.log.release(name)
 
 
-@pytest.mark.parametrize("position", ["1-1", 5, b"1-1"])
-async def test_positions_are_revisions(spell: Spell, store: Store, position: Any) -> None:
+async def test_positions_are_revisions(spell: Spell, store: Store) -> None:
     """Anything else would stop every later trimming."""
     before = store.dump(without=())
-    with pytest.raises(InvalidArgumentError, match="at"):
-        await spell.log.hold("h", at=position)
-    with pytest.raises(InvalidArgumentError, match="after"):
-        await spell.log.entries(after=position)
+    bad: list[Any] = ["1-1", 5, b"1-1"]
+    for position in bad:
+        with pytest.raises(InvalidArgumentError, match="at"):
+            await spell.log.hold("h", at=position)
+        with pytest.raises(InvalidArgumentError, match="after"):
+            await spell.log.entries(after=position)
     for limit in (0, 1001, "5"):
         with pytest.raises(InvalidArgumentError, match="limit"):
             await spell.log.entries(limit=limit)  # type: ignore[arg-type]

@@ -22,6 +22,7 @@ from llmspell_dist.errors import (
     OperationReusedError,
     OutcomeUnknownError,
     SpellError,
+    StagedElementsLostError,
     StoreUnavailableError,
     WrongKindError,
 )
