@@ -101,8 +101,8 @@ end
 local function load_rest()
   --- @include "lib/rest"
   rest = {
-    earlier_outcome = earlier_outcome, lost_ring = lost_ring, check = check, plan = plan, add_frames = add_frames, refused_entry = refused_entry,
-    flush = flush_scope
+    earlier_outcome = earlier_outcome, lost_ring = lost_ring, check = check, plan = plan, add_frames = add_frames,
+    refused_entry = refused_entry, flush = flush_scope, memory_full = false,
   }
   return rest
 end
@@ -182,10 +182,16 @@ for n = 1, item_count do
   elseif not outcome then
     -- The log entry: one frame a change (llmspell_dist/changes.py has the layout). A frame of the same scope as the
     -- frame before does not repeat its name.
-    local frames, named = { '\1' }, nil
+    local frames, named, entry = { '\1' }, nil, nil
     for i = 1, planned do
       local p = plans[i]
-      if p.apply then
+      if planned == 1 and not p.apply then
+        -- One plain set: its entry is put together at once, for every copy of the payload costs.
+        local s, old = p.s, p.old
+        local text = s.text
+        entry = '\1' .. sub(p.head, 1, 11) .. char((#text - #text % 256) / 256, #text % 256)
+          .. (old and sub(old, 6, 15) or NONE10) .. s.rev .. NONE6 .. text .. p.key .. p.payload
+      elseif p.apply then
         named = rest.add_frames(frames, p, named)
       else
         local s, old = p.s, p.old
@@ -203,20 +209,28 @@ for n = 1, item_count do
     if rest and rest.memory_full and not freeing then
       outcome = 'FAILED ' .. rest.memory_full
     else
-      id = redis.pcall('XADD', log, '*', 'c', table.concat(frames), 'm', meta, 'o', operation)
+      id = redis.pcall('XADD', log, '*', 'c', entry or table.concat(frames), 'm', meta, 'o', operation)
       if type(id) ~= 'string' then
-        id, outcome = (rest or load_rest()).refused_entry(id, frames, meta, operation, freeing)
+        id, outcome = (rest or load_rest()).refused_entry(id, entry or table.concat(frames), meta, operation, freeing)
       end
     end
     if id then
-      local dash = string.find(id, '-', 1, true)
-      local ms_text, seq = sub(id, 1, dash - 1), tonumber(sub(id, dash + 1))
-      if ms_text ~= last_ms then
-        local ms = tonumber(ms_text)
-        last_ms, packed_ms = ms_text, char(floor(ms / 1099511627776), floor(ms / 4294967296) % 256,
+      local seq
+      if last_ms and sub(id, 1, #last_ms) == last_ms then
+        seq = tonumber(sub(id, #last_ms + 1))
+      else
+        local dash = string.find(id, '-', 1, true)
+        local ms = tonumber(sub(id, 1, dash - 1))
+        last_ms, seq = sub(id, 1, dash), tonumber(sub(id, dash + 1))
+        packed_ms = char(floor(ms / 1099511627776), floor(ms / 4294967296) % 256,
           floor(ms / 16777216) % 256, floor(ms / 65536) % 256, floor(ms / 256) % 256, ms % 256)
       end
-      local revision = packed_ms .. char(floor(seq / 16777216), floor(seq / 65536) % 256, floor(seq / 256) % 256, seq % 256)
+      local revision
+      if seq < 256 then
+        revision = packed_ms .. '\0\0\0' .. char(seq)
+      else
+        revision = packed_ms .. char(floor(seq / 16777216), floor(seq / 65536) % 256, floor(seq / 256) % 256, seq % 256)
+      end
       for i = 1, planned do
         local p = plans[i]
         if p.apply then

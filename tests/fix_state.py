@@ -1,4 +1,4 @@
-"""What tests of the state layer share: a look at everything in Redis, and the rules that it must keep.
+"""What tests of the state layer share: a look at everything in Redis, and the rules it keeps.
 
 `Store.check` is the invariant of the data model, asked after every behaviour test: no element lies
 around that no record names, and what `$$` counts is what is there.
@@ -109,10 +109,7 @@ class Store:
         keys = [key for key in self.keys() if not any(part.encode() in key for part in without)]
         types = self.raw.many([("TYPE", key) for key in keys])
         contents = self.raw.many(
-            [
-                (_READ[kind][0], key, *_READ[kind][1:])
-                for key, kind in zip(keys, types, strict=True)
-            ]
+            [(_READ[kind][0], key, *_READ[kind][1:]) for key, kind in zip(keys, types, strict=True)]
         )
         lives = self.raw.many([("PTTL", key) for key in keys])
         found: Dump = {}
@@ -151,7 +148,9 @@ class Store:
 
     def log(self, shard: str = "0") -> list[LogEntry]:
         """Return the whole log, oldest first."""
-        return [unpack_entry(*entry) for entry in self.raw("XRANGE", self.space.log(shard), "-", "+")]
+        return [
+            unpack_entry(*entry) for entry in self.raw("XRANGE", self.space.log(shard), "-", "+")
+        ]
 
     def everything(self) -> bytes:
         """Return all bytes of the namespace in one, to look for what must not be there."""
@@ -159,7 +158,9 @@ class Store:
 
     def elements(self) -> list[bytes]:
         """Return the keys that hold elements and are to stay."""
-        return [key for key, (_, _, expires) in self.dump().items() if b":p:" in key and not expires]
+        return [
+            key for key, (_, _, expires) in self.dump().items() if b":p:" in key and not expires
+        ]
 
     # -- the invariant
 
@@ -211,9 +212,7 @@ class Store:
         return {key + b":p:" + generation for generation in generations}
 
 
-def _check_elements(
-    key: bytes, text: str, field: bytes, stored: StoredRecord, dump: Dump
-) -> int:
+def _check_elements(key: bytes, text: str, field: bytes, stored: StoredRecord, dump: Dump) -> int:
     head = unpack_head(stored.payload, text, field.decode())
     _, elements, expires = dump.get(key + b":p:" + head.generation.encode(), (b"", (), False))
     assert not expires, f"the elements of {text} {field!r} will go"

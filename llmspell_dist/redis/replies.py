@@ -74,6 +74,9 @@ f_…): @user_script:3: @user_script: 3: -OOM command not allowed …``."""
 def error_code(text: str) -> str:
     """Return the code of an error reply, also of one that Redis 6.2 wrapped for a script."""
     code = text.partition(" ")[0]
+    if code.startswith("@user_script"):  # 6.2, caught inside the script
+        found = _WRAPPED_CODE.search(text)
+        return found[1] if found else "ERR"
     if code == "ERR":
         if "max number of clients" in text:
             return "MAXCLIENTS"

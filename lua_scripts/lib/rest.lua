@@ -88,12 +88,12 @@ local function add_frames(frames, p, named)
 end
 
 -- What to do when the server refused the entry: nil and the outcome, or for what frees memory the id after all.
-local function refused_entry(reply, frames, meta, operation, freeing)
+local function refused_entry(reply, entry, meta, operation, freeing)
   local said = tostring(reply.err)
   if string.find(said, 'OOM', 1, true) then
     rest.memory_full = said
     if freeing then
-      return append_freeing(log, due, concat(frames), meta, operation)
+      return append_freeing(log, due, entry, meta, operation)
     end
   end
   return nil, 'FAILED ' .. said

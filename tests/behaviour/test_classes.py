@@ -57,6 +57,7 @@ async def ciphered(url: str, namespace: str) -> AsyncIterator[Spell]:
 
 
 async def class_of(state: StateManager, scope: str, key: str) -> StateClass:
+    """Return the class of a record."""
     record = await state.get_record(scope, key)
     assert record is not None
     return record.state_class
@@ -236,9 +237,7 @@ async def test_sensitive_values_without_a_cipher_are_refused(
     assert store.dump(without=()) == before
 
 
-async def test_sensitive_values_lie_encrypted_everywhere(
-    ciphered: Spell, store: Store
-) -> None:
+async def test_sensitive_values_lie_encrypted_everywhere(ciphered: Spell, store: Store) -> None:
     """In the record, in its elements and in the log, however they were written."""
     state, sensitive = ciphered.state, StateClass.SENSITIVE
     await state.set(S, "set", SECRET, state_class=sensitive)
@@ -412,9 +411,7 @@ async def test_critical_writes_wait_for_the_strongest_level_by_themselves(
     assert asked[-1] is LOCAL_FSYNC
 
 
-async def test_a_class_that_does_not_exist_is_refused(
-    state: StateManager, store: Store
-) -> None:
+async def test_a_class_that_does_not_exist_is_refused(state: StateManager, store: Store) -> None:
     """With the names of those that do."""
     before = store.dump(without=())
     calls: list[Callable[[Any], Any]] = [
@@ -424,7 +421,7 @@ async def test_a_class_that_does_not_exist_is_refused(
         lambda name: state.increment(S, "k", state_class=name),
     ]
     for call, name in itertools.product(calls, ["secret", 1, b"bulk", object()]):
-        with pytest.raises(InvalidArgumentError, match="state_class.*sensitive"):
+        with pytest.raises(InvalidArgumentError, match=r"state_class.*sensitive"):
             await call(name)
     assert store.dump(without=()) == before
 

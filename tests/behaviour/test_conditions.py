@@ -99,8 +99,8 @@ async def test_a_condition_on_an_absent_key_holds_however_it_went(
         await state.delete(S, "k")
     elif gone == "expired":
         await expiring(S, k=1, other=1)
+        revision = (await state.history(S, "k"))[0].revision
         with pytest.raises(ConflictError) as caught:
-            revision = (await state.history(S, "k"))[0].revision
             await state.compare_and_set(S, "k", 2, expected=revision)
         assert caught.value.actual is None
         assert await state.set_if_absent(S, "other", 2) is not None

@@ -125,12 +125,18 @@ async def test_a_damaged_record_in_the_expiry_index_does_not_stop_the_sweeper(
     assert store.field("user:b", "k") is None
 
 
-async def test_a_damaged_log_entry_is_named(state: StateManager, spell: Spell, store: Store) -> None:
+async def test_a_damaged_log_entry_is_named(
+    state: StateManager, spell: Spell, store: Store
+) -> None:
     """By its revision; the present is not affected."""
     await state.set(S, "k", 1)
     log = store.space.log("0")
     store.intact = False
-    for fields in (("x", "y"), ("c", b"\x09", "m", "", "o", "x" * 14), ("c", b"\x01\x01", "m", "", "o", "o")):
+    for fields in (
+        ("x", "y"),
+        ("c", b"\x09", "m", "", "o", "x" * 14),
+        ("c", b"\x01\x01", "m", "", "o", "o"),
+    ):
         entry = store.raw("XADD", log, "*", *fields)
         with pytest.raises(CorruptRecordError) as caught:
             await spell.log.entries()

@@ -57,7 +57,10 @@ async def test_partial_updates_tell_what_was_new(state: StateManager) -> None:
     await state.increment(S, "n", 0.5)
     assert [c.value for c in await state.history(S, "l")] == [(3,), (1, [2])]
     merges = await state.history(S, "m")
-    assert [(c.value, set(c.removed)) for c in merges] == [({"b": 2}, {"a", 2}), ({"a": 1, 2: None}, set())]
+    assert [(c.value, set(c.removed)) for c in merges] == [
+        ({"b": 2}, {"a", 2}),
+        ({"a": 1, 2: None}, set()),
+    ]
     assert [c.value for c in await state.history(S, "n")] == [5.5, 5]
 
 
@@ -92,7 +95,13 @@ async def test_history_goes_on_through_deletes_and_clears(state: StateManager) -
     await state.clear(S)
     await state.set(S, "other", 2)
     await state.append(S, "k", 3)
-    assert [c.op for c in await state.history(S, "k")] == ["append", "clear", "set", "delete", "set"]
+    assert [c.op for c in await state.history(S, "k")] == [
+        "append",
+        "clear",
+        "set",
+        "delete",
+        "set",
+    ]
     assert [c.op for c in await state.history(S, "other")] == ["set", "clear", "set"]
 
 
@@ -155,7 +164,11 @@ async def test_the_value_at_every_revision_can_be_read(state: StateManager, kind
     for i, (revision, value) in enumerate(expected):
         assert await state.get_at(S, "k", revision) == value
         before = expected[i - 1][1] if i else "none"
-        just_before = Revision(revision.ms, revision.seq - 1) if revision.seq else Revision(revision.ms - 1, 2**32 - 1)
+        just_before = (
+            Revision(revision.ms, revision.seq - 1)
+            if revision.seq
+            else Revision(revision.ms - 1, 2**32 - 1)
+        )
         assert await state.get_at(S, "k", just_before, "none") == before
     last = expected[-1]
     assert await state.get_at(S, "k", last[0].time + timedelta(milliseconds=1)) == last[1]
@@ -239,9 +252,7 @@ async def test_a_map_s_past_is_in_the_log_whole(state: StateManager, store: Stor
     assert await state.get_at(S, "m", revisions[0]) == {"b": 2}
 
 
-async def test_before_the_trimmed_log_there_is_no_past(
-    state: StateManager, store: Store
-) -> None:
+async def test_before_the_trimmed_log_there_is_no_past(state: StateManager, store: Store) -> None:
     """The history ends there; a value that may have been is not guessed."""
     first = await state.set(S, "k", 1)
     await state.set(S, "still", "there")
@@ -288,5 +299,5 @@ async def test_a_moment_is_a_revision_or_an_aware_time(state: StateManager) -> N
     naive, early = datetime(2024, 1, 1), datetime(1960, 1, 1, tzinfo=UTC)  # noqa: DTZ001
     bad: list[Any] = ["1-1", 5, None, naive, early, (1, 1)]
     for at in bad:
-        with pytest.raises(InvalidArgumentError, match="at|time"):
+        with pytest.raises(InvalidArgumentError, match=r"at|time"):
             await state.get_at(S, "k", at)

@@ -18,6 +18,7 @@ S = "agent:alice"
 
 
 def noise(size: int) -> bytes:
+    """Return what cannot be made smaller."""
     return os.urandom(size)
 
 
@@ -111,7 +112,10 @@ async def test_large_lists_and_maps_that_were_set_can_be_grown(
     fields = {f"f{i}": "y" * 50 for i in range(12_000)}
     await state.set(S, "m", fields)
     assert await state.merge(S, "m", {"more": 1}, remove=["f0"]) == 12_000
-    assert (await state.get(S, "m")) == {**{k: v for k, v in fields.items() if k != "f0"}, "more": 1}
+    assert (await state.get(S, "m")) == {
+        **{k: v for k, v in fields.items() if k != "f0"},
+        "more": 1,
+    }
     await state.set(S, "text", "x" * 600_000)
     with pytest.raises(WrongKindError):
         await state.append(S, "text", 1)
@@ -216,9 +220,7 @@ async def test_a_value_over_10_mb_is_refused_before_anything_is_sent(
     assert sent == []
 
 
-async def test_too_deep_a_value_is_refused_with_its_path(
-    state: StateManager, store: Store
-) -> None:
+async def test_too_deep_a_value_is_refused_with_its_path(state: StateManager, store: Store) -> None:
     """128 levels go, 129 do not, and a cycle has an error of its own."""
     from llmspell_dist import CircularReferenceError
 

@@ -26,6 +26,7 @@ async def short(url: str, namespace: str) -> AsyncIterator[Spell]:
 
 
 async def write(spell: Spell, count: int) -> list[Revision]:
+    """Set one key so many times."""
     return [await spell.state.set(S, "k", i) for i in range(count)]
 
 
@@ -70,7 +71,7 @@ async def test_entries_are_kept_for_so_long(
 ) -> None:
     """Whole nodes of the stream go when all in them is too old."""
     retention = Retention(max_age=timedelta(seconds=1), max_entries=100_000)
-    monkeypatch.setattr(Retention, "max_age_ms", property(lambda self: 1))
+    monkeypatch.setattr(Retention, "max_age_ms", property(lambda _: 1))
     async with connect(url, options=Options(namespace=namespace, retention=retention)) as spell:
         last = (await write(spell, 300))[-1]
         await until(lambda: store.raw.now_ms() > last.ms + 2)

@@ -78,7 +78,9 @@ async def test_one_value_that_cannot_be_stored_spoils_the_whole_batch(
         with pytest.raises(ValueError):  # noqa: PT011 - a codec and an argument error
             await state.set_many(S, bad)
     with pytest.raises(LimitError):
-        await state.set_many(S, {"big": "x" * 600_000, **{f"k{i}": "y" * 500_000 for i in range(20)}})
+        await state.set_many(
+            S, {"big": "x" * 600_000, **{f"k{i}": "y" * 500_000 for i in range(20)}}
+        )
     assert store.dump() == before
 
 
@@ -139,18 +141,18 @@ async def test_listing_finds_every_key_once(state: StateManager) -> None:
 
 
 FILTERS: list[tuple[dict[str, Any], set[str]]] = [
-        ({"prefix": "a"}, {"a", "a*b", "a?b", "a[b]", "a\\b", "axb", "a^b"}),
-        ({"prefix": "a*"}, {"a*b"}),
-        ({"prefix": "a?"}, {"a?b"}),
-        ({"prefix": "a["}, {"a[b]"}),
-        ({"prefix": "a\\"}, {"a\\b"}),
-        ({"prefix": ""}, {"a", "a*b", "a?b", "a[b]", "a\\b", "axb", "a^b", "b", "é1"}),
-        ({"prefix": "é"}, {"é1"}),
-        ({"match": "a?b"}, {"a*b", "a?b", "a\\b", "axb", "a^b"}),
-        ({"match": "a[x*]b"}, {"a*b", "axb"}),
-        ({"match": "*b"}, {"a*b", "a?b", "a\\b", "axb", "a^b", "b"}),
-        ({"match": "a\\*b"}, {"a*b"}),
-        ({"match": "none*"}, set()),
+    ({"prefix": "a"}, {"a", "a*b", "a?b", "a[b]", "a\\b", "axb", "a^b"}),
+    ({"prefix": "a*"}, {"a*b"}),
+    ({"prefix": "a?"}, {"a?b"}),
+    ({"prefix": "a["}, {"a[b]"}),
+    ({"prefix": "a\\"}, {"a\\b"}),
+    ({"prefix": ""}, {"a", "a*b", "a?b", "a[b]", "a\\b", "axb", "a^b", "b", "é1"}),
+    ({"prefix": "é"}, {"é1"}),
+    ({"match": "a?b"}, {"a*b", "a?b", "a\\b", "axb", "a^b"}),
+    ({"match": "a[x*]b"}, {"a*b", "axb"}),
+    ({"match": "*b"}, {"a*b", "a?b", "a\\b", "axb", "a^b", "b"}),
+    ({"match": "a\\*b"}, {"a*b"}),
+    ({"match": "none*"}, set()),
 ]
 
 
@@ -204,9 +206,7 @@ async def test_scopes_are_listed_by_kind_and_prefix(state: StateManager) -> None
         await listed(kind="agents")
 
 
-async def test_stat_tells_how_much_lies_in_a_scope(
-    state: StateManager, expiring: Expiring
-) -> None:
+async def test_stat_tells_how_much_lies_in_a_scope(state: StateManager, expiring: Expiring) -> None:
     """Keys without the expired ones, bytes with them."""
     empty = await state.stat(S)
     assert (empty.keys, empty.bytes, empty.revision) == (0, 0, None)

@@ -30,27 +30,27 @@ async def test_a_missing_number_counts_as_zero(state: StateManager) -> None:
 
 
 SUMS: list[tuple[float, float, float]] = [
-        (2**53, 1, 2**53 + 1),
-        (2**53 + 1, 2, 2**53 + 3),
-        (HIGH - 1, 1, HIGH),
-        (LOW + 1, -1, LOW),
-        (HIGH, LOW, -1),
-        (LOW, HIGH, -1),
-        (HIGH, -HIGH, 0),
-        (10**18, -(10**18) + 1, 1),
-        (-(10**18), 10**9 - 1, -(10**18) + 10**9 - 1),
-        (999_999_999, 1, 10**9),
-        (-1_000_000_000, 1, -999_999_999),
-        (5, -5, 0),
-        (0, 0, 0),
-        (1, 0.5, 1.5),
-        (0.1, 0.2, 0.1 + 0.2),
-        (0.5, 1, 1.5),
-        (1.5, -1.5, 0.0),
-        (1.0, 1, 2.0),
-        (1e300, 1e299, 1.1e300),
-        (1e16, 1.0, 1e16 + 1.0),
-        (2.5e-300, 2.5e-300, 5e-300),
+    (2**53, 1, 2**53 + 1),
+    (2**53 + 1, 2, 2**53 + 3),
+    (HIGH - 1, 1, HIGH),
+    (LOW + 1, -1, LOW),
+    (HIGH, LOW, -1),
+    (LOW, HIGH, -1),
+    (HIGH, -HIGH, 0),
+    (10**18, -(10**18) + 1, 1),
+    (-(10**18), 10**9 - 1, -(10**18) + 10**9 - 1),
+    (999_999_999, 1, 10**9),
+    (-1_000_000_000, 1, -999_999_999),
+    (5, -5, 0),
+    (0, 0, 0),
+    (1, 0.5, 1.5),
+    (0.1, 0.2, 0.1 + 0.2),
+    (0.5, 1, 1.5),
+    (1.5, -1.5, 0.0),
+    (1.0, 1, 2.0),
+    (1e300, 1e299, 1.1e300),
+    (1e16, 1.0, 1e16 + 1.0),
+    (2.5e-300, 2.5e-300, 5e-300),
 ]
 
 
@@ -145,9 +145,7 @@ async def test_200_concurrent_increments_all_count(state: StateManager) -> None:
 
 async def test_an_increment_keeps_what_else_the_record_says(state: StateManager) -> None:
     """Created, class, schema version and TTL stay."""
-    first = await state.set(
-        S, "n", 1, ttl=100, schema_version=9, state_class=StateClass.TRUSTED
-    )
+    first = await state.set(S, "n", 1, ttl=100, schema_version=9, state_class=StateClass.TRUSTED)
     await state.increment(S, "n")
     record = await state.get_record(S, "n")
     assert record is not None

@@ -46,7 +46,10 @@ class Sender:
         )
 
     def commit(
-        self, *changes: Change, scopes: tuple[str, ...] = (S,), conditions: tuple[Condition, ...] = ()
+        self,
+        *changes: Change,
+        scopes: tuple[str, ...] = (S,),
+        conditions: tuple[Condition, ...] = (),
     ) -> Commit:
         keys = tuple(self.core.scope_key(scope) for scope in scopes)
         return Commit(keys, changes, conditions, b"")
@@ -216,16 +219,12 @@ async def test_every_member_of_a_group_has_its_own_outcome(
     assert len({entry.revision for entry in store.log()}) == len(store.log())
 
 
-async def test_copies_in_a_group_read_their_own_source(
-    sender: Sender, state: StateManager
-) -> None:
+async def test_copies_in_a_group_read_their_own_source(sender: Sender, state: StateManager) -> None:
     """However the group numbers the scopes."""
     await state.set("user:u", "k", "of u")
     await state.set("user:w", "k", "of w")
     generation = b"g-1"
-    copy = sender.commit(
-        change(Op.COPY, b"k", b"\0\1\0" + generation), scopes=("user:t", "user:u")
-    )
+    copy = sender.commit(change(Op.COPY, b"k", b"\0\1\0" + generation), scopes=("user:t", "user:u"))
     sender.send((1, 0, sender.put("k", scopes=("user:x",))), (2, 0, sender.add()), (3, 0, copy))
     assert await state.get("user:t", "k") == "of u"
 
@@ -237,7 +236,9 @@ async def test_a_damaged_scope_record_refuses_writes_to_that_scope_alone(
     await state.set(S, "k", 1)
     await state.set("user:u", "k", 1)
     store.damage(S, "$$", b"\x01\x02")
-    first, second = sender.send((1, 0, sender.put("k")), (2, 0, sender.put("k", scopes=("user:u",))))
+    first, second = sender.send(
+        (1, 0, sender.put("k")), (2, 0, sender.put("k", scopes=("user:u",)))
+    )
     assert first.startswith(b"CORRUPT")
     assert second[:1].isdigit()
     with pytest.raises(CorruptRecordError):

@@ -259,7 +259,7 @@ async def test_an_empty_scope_is_forgotten_once_nobody_can_compare_with_it(
     script = load_script("sweep")
     source = script.body.decode().replace("EMPTY_SCOPE_MS = 86400000", "EMPTY_SCOPE_MS = 0")
     hasty = Script.from_source("sweep", source)
-    monkeypatch.setattr("llmspell_dist.state.housekeeping.load_script", lambda name: hasty)
+    monkeypatch.setattr("llmspell_dist.state.housekeeping.load_script", lambda _: hasty)
     due = store.space.due("0")
     store.raw("ZADD", due, 0, S)
     await sweep_all(spell)

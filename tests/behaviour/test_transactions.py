@@ -1,5 +1,7 @@
 """Transactions: what was read must still hold, and everything is written together or nothing."""
 
+# ruff: noqa: PT012 - a transaction is a block, and what it raises comes at its end
+
 from __future__ import annotations
 
 import asyncio
@@ -225,7 +227,9 @@ async def test_run_transaction_runs_again_until_nobody_disturbs(state: StateMana
         tx.set(S, "b", both["b"] + 1)
         return int(both["b"])
 
-    results = await asyncio.gather(*[state.run_transaction(move_one, attempts=200) for _ in range(15)])
+    results = await asyncio.gather(
+        *[state.run_transaction(move_one, attempts=200) for _ in range(15)]
+    )
     assert sorted(results) == list(range(15))
     assert await state.get_all(S) == {"a": -15, "b": 15}
     assert runs >= 15

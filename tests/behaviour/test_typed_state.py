@@ -17,22 +17,30 @@ S = "agent:alice"
 
 @dataclass
 class Step:
+    """A dataclass in another."""
+
     name: str
     tries: int = 0
 
 
 @dataclass
 class Plan:
+    """A dataclass."""
+
     goal: str
     steps: list[Step] = field(default_factory=list)
 
 
 class PlanStruct(msgspec.Struct):
+    """A msgspec struct."""
+
     goal: str
     steps: list[str] = []
 
 
 class PlanModel(pydantic.BaseModel):
+    """A pydantic model."""
+
     goal: str
     steps: list[str] = []
 

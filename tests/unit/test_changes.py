@@ -38,6 +38,7 @@ def frame(change: LoggedChange, *, named: bool = True) -> bytes:
 
 
 def entry(*frames: bytes, meta: bytes = b"", operation: bytes = OPERATION) -> list[bytes]:
+    """Return the fields of an entry."""
     return [b"c", b"\x01" + b"".join(frames), b"m", meta, b"o", operation]
 
 
@@ -82,11 +83,14 @@ def test_frames_come_back(logged: list[LoggedChange]) -> None:
 
 def test_the_layout_is_pinned() -> None:
     """Bytes of yesterday's releases lie in Redis."""
-    raw = bytes.fromhex(
-        "01"  # format
-        "01 10 04 0002 0001 00000003 0006"
-        "000000000001 00000002 000000000003 00000004 000000000005"
-    ) + b"globalkabc"
+    raw = (
+        bytes.fromhex(
+            "01"  # format
+            "01 10 04 0002 0001 00000003 0006"
+            "000000000001 00000002 000000000003 00000004 000000000005"
+        )
+        + b"globalkabc"
+    )
     (change,) = unpack_entry(b"9-0", [b"c", raw, b"m", b"", b"o", OPERATION]).changes
     assert change == LoggedChange(
         1, 1, 0, 4, 2, "global", "k", Revision(1, 2), Revision(3, 4), 5, b"abc"

@@ -43,6 +43,7 @@ COMMENT = re.compile(r"^\s*--.*$|(?<=\s)-- .*$", re.MULTILINE)
 
 
 def source_of(name: str) -> str:
+    """Return the text of a file."""
     return (FOLDER / f"{name}.lua").read_text(encoding="utf-8")
 
 
@@ -57,6 +58,7 @@ def header_of(name: str) -> str:
 
 
 def code_of(name: str) -> str:
+    """Return a file without its comments."""
     return COMMENT.sub("", source_of(name))
 
 
@@ -114,6 +116,7 @@ def test_no_script_has_a_shebang_or_what_fakeredis_lacks(name: str) -> None:
 
 
 def declared_errors(name: str) -> set[str]:
+    """Return the codes that a header lists."""
     found = re.search(r"^errors: (.*)$", header_of(name), re.MULTILINE)
     return set(re.findall(r"\b[A-Z]{3,}\b", found[1])) if found else set()
 
@@ -182,6 +185,7 @@ def test_every_code_has_its_exception(text: str, expected: type[SpellError]) -> 
 
 
 def write(folder: Path, **files: str) -> None:
+    """Write scripts by name."""
     for name, text in files.items():
         (folder / f"{name}.lua").write_text(text)
 
@@ -247,7 +251,9 @@ def test_a_script_is_named_by_its_content() -> None:
 def constants_of(name: str) -> dict[str, int]:
     """Numbers that a file gives names to."""
     found: dict[str, int] = {}
-    for names, numbers in re.findall(r"^local ([A-Z_0-9, ]+) = ([\d, ]+?)(?: --.*)?$", source_of(name), re.MULTILINE):
+    for names, numbers in re.findall(
+        r"^local ([A-Z_0-9, ]+) = ([\d, ]+?)(?: --.*)?$", source_of(name), re.MULTILINE
+    ):
         found |= dict(zip(names.split(", "), map(int, numbers.split(", ")), strict=True))
     return found
 
@@ -322,7 +328,15 @@ def lua() -> Any:
     """Functions of the library by name, as a server would run them."""
     lupa = pytest.importorskip("lupa.lua51")
     runtime = lupa.LuaRuntime(encoding="latin-1")
-    names = ["add_integers", "is_integer_text", "pack_revision", "show_revision", "build_record", "p48", "u48"]
+    names = [
+        "add_integers",
+        "is_integer_text",
+        "pack_revision",
+        "show_revision",
+        "build_record",
+        "p48",
+        "u48",
+    ]
     source = resolve("lib/decimal", FOLDER)
     for name in ("lib/revision", "lib/record"):
         source += "\n" + resolve(name, FOLDER)
@@ -369,7 +383,14 @@ def test_records_are_packed_as_in_python(
 ) -> None:  # fmt: skip
     """Byte by byte."""
     record = StoredRecord(
-        kind, state_class, flags, schema, Revision(ms, 7), ms if created is None else created, expires, payload
+        kind,
+        state_class,
+        flags,
+        schema,
+        Revision(ms, 7),
+        ms if created is None else created,
+        expires,
+        payload,
     )
 
     def text(raw: bytes) -> str:

@@ -42,10 +42,14 @@ records = st.builds(
 
 def test_the_layout_is_pinned() -> None:
     """Bytes of yesterday's releases lie in Redis."""
-    record = StoredRecord(1, 2, 4, 0x0304, Revision(0x050607080900, 0x0A0B0C0D), 0x11, 0x22, b"payload")
-    assert pack_record(record) == bytes.fromhex(
-        "01 12 07 0304 050607080900 0a0b0c0d 000000000011 000000000022"
-    ) + b"payload"
+    record = StoredRecord(
+        1, 2, 4, 0x0304, Revision(0x050607080900, 0x0A0B0C0D), 0x11, 0x22, b"payload"
+    )
+    assert (
+        pack_record(record)
+        == bytes.fromhex("01 12 07 0304 050607080900 0a0b0c0d 000000000011 000000000022")
+        + b"payload"
+    )
     small = StoredRecord(2, 0, 0, 1, Revision(7, 0), 7, 0, b"5")
     assert pack_record(small) == bytes.fromhex("01 20 00 0001 000000000007 00000000") + b"5"
     assert len(pack_record(small)) == MIN_HEADER + 1
@@ -93,7 +97,11 @@ def test_a_newer_format_is_told_from_damage() -> None:
     assert type(caught.value) is CorruptRecordError
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(0, 2**48 - 1), st.from_regex(r"[a-z0-9-]{1,20}", fullmatch=True))
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(0, 2**48 - 1),
+    st.from_regex(r"[a-z0-9-]{1,20}", fullmatch=True),
+)
 def test_heads_of_composites_come_back(count: int, size: int, generation: str) -> None:
     """Count, bytes, generation."""
     head = Head(count, size, generation)
@@ -109,9 +117,10 @@ def test_a_damaged_head_is_named(raw: bytes) -> None:
 
 def test_what_a_scope_knows_of_itself_is_pinned() -> None:
     """32 bytes, and a policy behind them."""
-    raw = bytes.fromhex(
-        "01 000000000005 00000006 00000007 000000000008 0000000000000009 000a 0b"
-    ) + b"policy"
+    raw = (
+        bytes.fromhex("01 000000000005 00000006 00000007 000000000008 0000000000000009 000a 0b")
+        + b"policy"
+    )
     meta = unpack_meta(raw, "agent:a")
     assert meta.revision == Revision(5, 6)
     assert (meta.count, meta.size, meta.fence, meta.schema_version, meta.flags) == (7, 8, 9, 10, 11)

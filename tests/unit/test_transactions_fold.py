@@ -45,7 +45,9 @@ def stored(value: Any) -> bytes | None:
     if value is NOTHING:
         return None
     encoded = Values(Codec()).encode(value, StateClass.STANDARD, S, "k")
-    return pack_record(StoredRecord(encoded.kind, 0, 0, 1, REVISION, REVISION.ms, 0, encoded.payload))
+    return pack_record(
+        StoredRecord(encoded.kind, 0, 0, 1, REVISION, REVISION.ms, 0, encoded.payload)
+    )
 
 
 def run(steps: Any, value: Any = NOTHING) -> tuple[Any, Commit | None]:
@@ -249,11 +251,16 @@ def test_a_read_is_a_condition_and_is_asked_once() -> None:
 texts = st.sampled_from("abc")
 numbers = st.integers(-5, 5)
 operations = st.one_of(
-    st.tuples(st.just("set"), st.one_of(numbers, st.lists(numbers, max_size=2), st.dictionaries(texts, numbers))),
+    st.tuples(
+        st.just("set"),
+        st.one_of(numbers, st.lists(numbers, max_size=2), st.dictionaries(texts, numbers)),
+    ),
     st.tuples(st.just("delete"), st.none()),
     st.tuples(st.just("append"), st.lists(numbers, min_size=1, max_size=2)),
     st.tuples(st.just("increment"), numbers),
-    st.tuples(st.just("merge"), st.tuples(st.dictionaries(texts, numbers, min_size=1), st.sets(texts))),
+    st.tuples(
+        st.just("merge"), st.tuples(st.dictionaries(texts, numbers, min_size=1), st.sets(texts))
+    ),
 )
 
 
@@ -274,8 +281,13 @@ def sequential(value: Any, name: str, argument: Any) -> Any:
     return {field: item for field, item in merged.items() if field not in argument[1]}
 
 
-@given(st.one_of(st.just(NOTHING), numbers, st.lists(numbers, max_size=2)), st.lists(operations, max_size=6))
-def test_folding_is_the_same_as_one_after_the_other(base: Any, given_: list[tuple[str, Any]]) -> None:
+@given(
+    st.one_of(st.just(NOTHING), numbers, st.lists(numbers, max_size=2)),
+    st.lists(operations, max_size=6),
+)
+def test_folding_is_the_same_as_one_after_the_other(
+    base: Any, given_: list[tuple[str, Any]]
+) -> None:
     """For every sequence; one that could not be carried out is refused, now or when it is read."""
     tx = transaction()
     expected = base
