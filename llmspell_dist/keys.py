@@ -44,6 +44,8 @@ MAX_SHARDS: Final = 16_384
 
 _RESERVED_PREFIXES: Final = ("__", "$$")
 _FORBIDDEN: Final = re.compile("[\0\r\n]")
+_COMMON: Final = re.compile(r"(?!__|\$\$)[ -~]{1,256}").fullmatch
+"""Printable ASCII needs no second look, and nearly all keys are just that."""
 _CACHE_LIMIT: Final = 8192
 _fields: dict[str, bytes] = {}
 
@@ -57,7 +59,10 @@ def validate_key(key: str) -> bytes:
     try:
         return _fields[key]
     except (KeyError, TypeError):
-        field = _checked_field(key)
+        if type(key) is str and _COMMON(key):
+            field = key.encode()
+        else:
+            field = _checked_field(key)
     if len(_fields) >= _CACHE_LIMIT:
         _fields.clear()
     _fields[key] = field
@@ -92,9 +97,8 @@ def scoped_field(scope: Scope, key: str) -> bytes:
 
     ``<scope>:<key>`` may have at most 512 bytes; more raises InvalidKeyError.
     """
-    try:
-        field = _fields[key]
-    except (KeyError, TypeError):
+    field = _fields.get(key) if type(key) is str else None
+    if field is None:
         field = validate_key(key)
     size = scope.size + 1 + len(field)
     if size > MAX_SCOPED_BYTES:

@@ -1,8 +1,8 @@
 """What the fault tests share: writers whose every effect can be counted, and the count itself.
 
-`Writers` keeps what each caller was told; `Writers.check` compares that with what lies in Redis: every
-acknowledged write is there once, none twice, each caller got its own reply, and the log has one
-entry per operation id.
+`Writers` keeps what each caller was told; `Writers.check` compares that with what lies in Redis:
+every acknowledged write is there once, none twice, each caller got its own reply, and the log has
+one entry per operation id.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -112,7 +112,7 @@ class Writers:
                 raise
         self.told[number] = told
 
-    def _call(self, state: Any, number: int) -> Coroutine[Any, Any, Any]:
+    def _call(self, state: Any, number: int) -> Any:
         match number % 5 if self._reads else number % 4:
             case 0:
                 return state.set(SCOPE, f"set{number}", {"id": number})
@@ -126,7 +126,7 @@ class Writers:
                 return self._read(state, number)
 
     async def _read(self, state: Any, number: int) -> int:
-        got = await state.get(SCOPE, f"own{number % OWN}")
+        got: int = await state.get(SCOPE, f"own{number % OWN}")
         if got != number % OWN:
             self.strays += 1
         return got
@@ -170,13 +170,9 @@ class Writers:
         operations = Counter(entry.operation for entry in log if entry.operation != SWEPT)
         twice = {operation: n for operation, n in operations.items() if n > 1}
         assert not twice, f"applied more than once: {twice}"
-        made = {
-            (change.key, entry.revision) for entry in log for change in entry.changes
-        }
+        made = {(change.key, entry.revision) for entry in log for change in entry.changes}
         await self._check_sets(state, made)
-        logged = Counter(
-            (change.op, change.key) for entry in log for change in entry.changes
-        )
+        logged = Counter((change.op, change.key) for entry in log for change in entry.changes)
         await self._check_sums(state, logged)
         await self._check_lists(state)
         self.store.check()
@@ -213,7 +209,9 @@ class Writers:
             numbers = self._of_kind(1, counter, COUNTERS)
             sure, maybe = self.acknowledged(numbers), self.maybe(numbers)
             value = await state.get(SCOPE, key, 0)
-            assert len(sure) <= value <= len(sure) + len(maybe), f"{key} is {value}, not {len(sure)}"
+            assert len(sure) <= value <= len(sure) + len(maybe), (
+                f"{key} is {value}, not {len(sure)}"
+            )
             sums = [self.told[n] for n in sure]
             assert len(set(sums)) == len(sums), f"two callers were told the same {key}"
             assert all(1 <= told <= value for told in sums)

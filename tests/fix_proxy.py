@@ -141,7 +141,7 @@ class FaultProxy:
 
     def hold_replies(self) -> None:
         """Pass requests on and keep all replies back, until `clear`."""
-        self._do(lambda: self._hearing.clear())
+        self._do(self._hearing.clear)
 
     def limit_data(self, limit: int) -> None:
         """Cut after `limit` more bytes of replies, wherever that is in one."""

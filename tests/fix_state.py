@@ -99,14 +99,14 @@ class Store:
         self.intact = True
         """Set to False by a test that damages records on purpose."""
 
-    def keys(self) -> list[bytes]:
+    def all_keys(self) -> list[bytes]:
         """Return all Redis keys of the namespace."""
         prefix = self.space.namespace.encode() + b":"
         return sorted(key for key in self.raw("KEYS", "*") if key.startswith(prefix))
 
     def dump(self, *, without: tuple[str, ...] = (":ring:",)) -> Dump:
         """Return all data; rings left out, because they remember refusals too."""
-        keys = [key for key in self.keys() if not any(part.encode() in key for part in without)]
+        keys = [key for key in self.all_keys() if not any(part.encode() in key for part in without)]
         types = self.raw.many([("TYPE", key) for key in keys])
         contents = self.raw.many(
             [(_READ[kind][0], key, *_READ[kind][1:]) for key, kind in zip(keys, types, strict=True)]

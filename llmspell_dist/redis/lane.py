@@ -1,17 +1,15 @@
 """The lane: one shared connection under all callers of an event loop, with group commit.
 
-What is submitted in one turn of the loop leaves in one write. While there is no connection, or too
-much is in flight, requests wait in a backlog, in order. `supervisor.Supervisor` connects, watches
-and gives up; `wire.Wire` is the socket.
+What is submitted in one turn of the loop leaves in one write. This is the half that callers see;
+`sending.Sending` is the other. `supervisor.Supervisor` connects, watches and gives up; `wire.Wire`
+is the socket.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from asyncio import Future, get_running_loop
-from collections import deque
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any
 
@@ -32,10 +30,9 @@ from llmspell_dist.redis.groups import (
     SizedCommit,
 )
 from llmspell_dist.redis.options import LaneOptions
-from llmspell_dist.redis.refusals import Refusals
-from llmspell_dist.redis.replies import NOSCRIPT, error_code, error_from_reply
 from llmspell_dist.redis.resp import pack
 from llmspell_dist.redis.ring import Operation, Ring, RingKey, ring_key
+from llmspell_dist.redis.sending import Sending
 from llmspell_dist.redis.supervisor import Supervisor
 from llmspell_dist.redis.waiters import Call, Probe
 
@@ -44,21 +41,15 @@ if TYPE_CHECKING:
 
     from llmspell_dist.clock import ServerClock
     from llmspell_dist.redis.commands import ScriptSource
-    from llmspell_dist.redis.connection import EndpointResolver, ServerInfo
-    from llmspell_dist.redis.resp import ErrorReply
-    from llmspell_dist.redis.wire import Entry, Wire
+    from llmspell_dist.redis.connection import EndpointResolver
 
 __all__ = ["Lane", "LaneOptions"]
 
-logger = logging.getLogger("llmspell_dist.redis")
-logger.addHandler(logging.NullHandler())
-
-_WRITE_CHUNK_BYTES = 256 * 1024
 _JOIN_WITHIN_S = 0.25
 _TIME = pack("TIME")
 
 
-class Lane:
+class Lane(Sending):
     """One connection, kept alive, shared by everything that runs in one event loop.
 
     The constructor does no I/O; the first request connects. Futures that are cancelled leave their
@@ -81,45 +72,20 @@ class Lane:
         key_of_ring: RingKey = ring_key,
         pack_group: PackGroup = default_pack_group,
     ) -> None:
-        self.name = name
-        self.resolver = resolver
-        self.options = options or LaneOptions()
         self.scripts = tuple(scripts)
         self.clock = clock
         self._key_of_ring = key_of_ring
-        self._pack_group = pack_group
-        self._begin()
+        super().__init__(resolver, name, options or LaneOptions(), pack_group)
         on_fork(self)
 
     def _begin(self) -> None:
-        """Start from nothing: at construction, and in the child after a fork."""
-        # A child must not ask the server to end what is the parent's connection.
-        self.info: ServerInfo | None = None
+        super()._begin()
         self.ring = Ring(self._key_of_ring)
-        self.backlog: deque[Entry] = deque()
-        self.closing = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._create_future: Callable[[], Future[Any]] = _no_loop
-        self._wire: Wire | None = None
-        self._turn: list[Entry] = []
-        self._turn_has_groups = False
-        self._scheduled = False
-        self._now = 0.0
-        self._clock_due = 0.0 if self.clock is not None else float("inf")
-        self._groups: dict[object, Group] = {}
-        self._refusals = Refusals(self)
-        self._idle: Future[None] | None = None
+        if self.clock is not None:
+            self._clock_due = 0.0
         self._supervisor = Supervisor(self)
-
-    @property
-    def server(self) -> str:
-        """What errors call the server."""
-        return self.resolver.label if self.info is None else self.info.address
-
-    @property
-    def in_flight(self) -> int:
-        """Requests that were sent and are not answered."""
-        return 0 if self._wire is None else len(self._wire.pending)
 
     # --- submitting -----------------------------------------------------------------------------
 
@@ -233,193 +199,7 @@ class Lane:
 
         return take
 
-    # --- sending --------------------------------------------------------------------------------
-
-    def _flush(self) -> None:
-        """Send the turn: at once if nothing is in the way, else through the backlog."""
-        self._scheduled = False
-        turn = self._turn
-        if not turn:
-            return
-        self._turn = []
-        wire = self._wire
-        if (
-            wire is not None
-            and wire.writable
-            and not self._turn_has_groups
-            and not self.backlog
-            and len(wire.pending) + len(turn) <= self.options.max_in_flight
-        ):
-            wire.pending.extend(turn)
-            wire.write(b"".join([entry[1] for entry in turn]), len(turn), self._now)  # type: ignore[misc]
-            return
-        self._turn_has_groups = False
-        self.backlog.extend(turn)
-        self._drain()
-        if wire is None:
-            self._supervisor.wake()
-
-    def _drain(self) -> None:
-        """Send from the backlog, in order, as much as connection and ring take."""
-        wire = self._wire
-        backlog = self.backlog
-        if wire is None:
-            return
-        room = self.options.max_in_flight - len(wire.pending)
-        while backlog and room > 0 and wire.writable:
-            chunk: list[bytes] = []
-            size = 0
-            while backlog and len(chunk) < room and size < _WRITE_CHUNK_BYTES:
-                entry = backlog.popleft()
-                packed = entry[1]
-                if packed is None:
-                    packed = self._pack(entry)
-                    if packed is None:
-                        break
-                if packed and not (type(entry[0]) is Future and entry[0].done()):
-                    wire.pending.append(entry)
-                    chunk.append(packed)
-                    size += len(packed)
-            if not chunk:
-                return
-            room -= len(chunk)
-            wire.write(b"".join(chunk), len(chunk), monotonic())
-
-    def _pack(self, entry: Entry) -> bytes | None:
-        """Return a group's request; empty if nobody waits for it; None if the ring is full."""
-        group: Group = entry[0]
-        if not group.number():
-            self.backlog.appendleft(entry)
-            return None
-        self._shut(group)
-        if not group.first:
-            return b""
-        try:
-            return group.pack(self._pack_group)
-        except Exception as error:  # noqa: BLE001 - one bad commit must not stop the lane
-            group.abandon(error)
-            return b""
-
-    def _shut(self, group: Group) -> None:
-        """Let nothing more join a group."""
-        if self._groups.get(group.key) is group:
-            del self._groups[group.key]
-
-    # --- what the wire tells --------------------------------------------------------------------
-
-    def progressed(self) -> None:
-        """Send more, since replies came in."""
-        if self._refusals.again:
-            self.backlog.extendleft(reversed(self._refusals.take_again()))
-        if self.backlog:
-            self._drain()
-        if self._idle is not None and self._is_idle() and not self._idle.done():
-            self._idle.set_result(None)
-
-    def refused(self, entry: Entry, reply: ErrorReply) -> None:
-        """Retry or fail a read that was answered by an error."""
-        if not self._refusals.defer(entry, reply):
-            entry[0].set_exception(error_from_reply(reply, self.server))
-
-    def refused_group(self, entry: Entry, reply: ErrorReply) -> bool:
-        """Retry a refused group, if that can help."""
-        group: Group = entry[0]
-        if error_code(reply.text) == NOSCRIPT and not group.with_body:
-            group.with_body = True  # nothing ran, so the retry flag stays as it was
-            self._refusals.again.append(entry)
-            return True
-        return self._refusals.defer(entry, reply)
-
-    def refused_call(self, entry: Entry, reply: ErrorReply) -> bool:
-        """Retry a refused command or script call, if that can help."""
-        call: Call = entry[0]
-        if error_code(reply.text) == NOSCRIPT and isinstance(call.command, ScriptCall):
-            packed = call.command.request(with_body=True)
-            self._refusals.again.append((call, packed, entry[2]))
-            return True
-        return self._refusals.defer(entry, reply)
-
-    def resume(self, entries: list[Entry], *, elsewhere: bool) -> None:
-        """Send again what the server refused a while ago."""
-        self.backlog.extendleft(reversed(entries))
-        if elsewhere and self._wire is not None:
-            self._wire.kill("the server became a replica")
-        if self._wire is None:
-            self._supervisor.wake()
-        self._drain()
-
-    def wire_lost(self, wire: Wire, said: str) -> None:
-        """Keep what can be sent again, in order; fail the rest."""
-        if wire is not self._wire:
-            return
-        self._wire = None
-        self._take_back(wire, said)
-        if not (self.closing and self._is_idle()):
-            logger.warning("%s lane: lost %s: %s", self.name, self.server, said)
-        self._supervisor.lost(said)
-        self.progressed()
-
-    def _take_back(self, wire: Wire, said: str) -> None:
-        """Put what was sent and not answered before the backlog, as far as it can be sent again."""
-        keep: list[Entry] = []
-        for entry in wire.pending:
-            waiter = entry[0]
-            if type(waiter) is not Future:
-                keep.extend(waiter.lost(entry, said))
-            elif not waiter.done():
-                keep.append(entry)
-        wire.pending.clear()
-        keep.extend(self._refusals.take_again())
-        self.backlog.extendleft(reversed(keep))
-
-    # --- what the supervisor tells --------------------------------------------------------------
-
-    def attach(self, wire: Wire) -> None:
-        """Serve requests over a connection that was greeted."""
-        self.info = wire.info
-        self._wire = wire
-        self._clock_due = max(self._clock_due, monotonic() + self.options.clock_interval)
-        self._drain()
-
-    def expire(self, now: float, cls: type[StoreUnavailableError], said: str) -> None:
-        """Fail what waits in the backlog for longer than its budget."""
-        oldest = now - self.options.retry_budget
-        if self.backlog and any(entry[2] <= oldest for entry in self.backlog):
-            entries = list(self.backlog)
-            self.backlog.clear()
-            for entry in entries:
-                if entry[2] <= oldest:
-                    self._fail(entry, cls, said)
-                else:
-                    self.backlog.append(entry)
-            self.progressed()
-
-    def fail_all(self, cls: type[StoreUnavailableError], said: str) -> None:
-        """Fail everything that waits."""
-        entries = [*self.backlog, *self._refusals.take_all()]
-        self.backlog.clear()
-        for entry in entries:
-            self._fail(entry, cls, said)
-        self.progressed()
-
-    def _fail(self, entry: Entry, cls: type[StoreUnavailableError], said: str) -> None:
-        waiter = entry[0]
-        if type(waiter) is not Future:
-            if isinstance(waiter, Group):
-                self._shut(waiter)
-            waiter.fail(cls, said)
-        elif not waiter.done():
-            waiter.set_exception(cls(self.server, said))
-
     # --- the end --------------------------------------------------------------------------------
-
-    def _is_idle(self) -> bool:
-        return not (
-            self.backlog
-            or self._turn
-            or self._refusals.deferred
-            or (self._wire is not None and self._wire.pending)
-        )
 
     async def close(self) -> None:
         """Refuse new requests, wait for those in flight (at most `close_timeout`), disconnect.

@@ -75,7 +75,7 @@ class Refusals:
         entries, self.deferred = self.deferred, []
         elsewhere, self._elsewhere = self._elsewhere, False
         if entries:
-            # What was the primary is a replica now: whoever says where the server is may know better.
+            # What was the primary is a replica now: its resolver may know a better one.
             self._lane.resume(entries, elsewhere=elsewhere)
 
     def take_again(self) -> list[Entry]:

@@ -77,8 +77,8 @@ class Wire(asyncio.Protocol):
         "info",
         "pending",
         "pushes",
-        "sock",
         "since",
+        "sock",
         "transport",
         "writable",
     )

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from fix_state import Store
 
-from llmspell_dist import CodecError, InvalidArgumentError, SpellError, StateManager
+from llmspell_dist import CodecError, InvalidArgumentError, Revision, SpellError, StateManager
 from llmspell_dist.errors import InvalidKeyError, InvalidScopeError
 
 pytestmark = pytest.mark.integration
@@ -36,7 +36,7 @@ CALLS: dict[str, Call] = {
     "set_many": lambda s, scope, key: s.set_many(scope, {key: 1}),
     "delete_many": lambda s, scope, key: s.delete_many(scope, [key]),
     "history": lambda s, scope, key: s.history(scope, key),
-    "get_at": lambda s, scope, key: s.get_at(scope, key, (1, 1)),
+    "get_at": lambda s, scope, key: s.get_at(scope, key, Revision(1, 1)),
     "tx.get": lambda s, scope, key: s.transaction().get(scope, key),
     "tx.get_many": lambda s, scope, key: s.transaction().get_many(scope, [key]),
 }
@@ -56,8 +56,9 @@ BAD_KEYS: list[Any] = [
     5, None, b"k", ("k",), "x" * 100_000,
 ]  # fmt: skip
 BAD_SCOPES: list[Any] = [
-    "", "agent", "agent:", "agents:a", "global:a", "agent:a b", "agent:a:b", "agent:a/b", "agent:%41",
-    "agent:a%2f", "agent:*", "Agent:a", "workflow:w/step:", "step:s", "agent:" + "x" * 600,
+    "", "agent", "agent:", "agents:a", "global:a", "agent:a b", "agent:a:b", "agent:a/b",
+    "agent:%41", "agent:a%2f", "agent:*", "Agent:a", "workflow:w/step:", "step:s",
+    "agent:" + "x" * 600,
     5, None, b"agent:a", ("agent", "a"), "agent:\ud800",
 ]  # fmt: skip
 
@@ -111,7 +112,7 @@ BAD_VALUES: list[tuple[Any, str]] = [
     ([memoryview(b"x")], "$[0]"),
     (1j, "$"),
     ({"a": lambda: 1}, "$.a"),
-    (datetime(2024, 1, 1), "$"),
+    (datetime(2024, 1, 1), "$"),  # noqa: DTZ001 - it is the naive one that is refused
     ("\ud800", "$"),
     ({"k": "\ud800"}, "$.k"),
     (float, "$"),

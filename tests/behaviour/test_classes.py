@@ -35,7 +35,7 @@ SECRET = "correct horse battery staple"  # what must never lie in Redis as it is
 
 
 class ToyCipher:
-    """Turns every byte around and signs: enough to tell plain from encrypted, and to notice moves."""
+    """Turns every byte around and signs: plain is told from encrypted, and moves are noticed."""
 
     def encrypt(self, plaintext: bytes, *, associated_data: bytes) -> bytes:
         turned = bytes(255 - byte for byte in plaintext)
@@ -268,9 +268,10 @@ async def test_sensitive_values_lie_encrypted_everywhere(ciphered: Spell, store:
     everything = store.everything()
     for plain in (SECRET.encode(), b"987654321"):
         assert plain not in everything
-    expected = {
+    expected: dict[str, Any] = {
         "set": SECRET + "!", "number": 9_876_543_212, "many": [SECRET, SECRET],
-        "list": [SECRET, {"a": SECRET}, SECRET, SECRET], "plain": [SECRET, SECRET + "1", SECRET + "2"],
+        "list": [SECRET, {"a": SECRET}, SECRET, SECRET],
+        "plain": [SECRET, SECRET + "1", SECRET + "2"],
         "map": {"f": SECRET, "g": SECRET, "h": SECRET}, "dict": {"g": SECRET, "h": SECRET},
         "tx": SECRET, "standard": ["open"],
     }  # fmt: skip
@@ -396,7 +397,7 @@ async def test_critical_writes_wait_for_the_strongest_level_by_themselves(
         lambda: state.update(S, "k", lambda v: v + 1),
     ):
         asked.clear()
-        await call()  # type: ignore[no-untyped-call]
+        await call()
         assert asked[-1] is LOCAL_FSYNC
     asked.clear()
     async with state.transaction() as tx:

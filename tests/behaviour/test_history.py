@@ -230,7 +230,7 @@ async def test_a_list_that_was_replaced_is_read_from_the_log_while_it_can_be(
     revision = (await state.history(S, "l"))[0].revision
     await state.set(S, "l", "other")
     assert await state.get_at(S, "l", revision) == [1]
-    for key in store.keys():
+    for key in store.all_keys():
         if b":p:" in key:
             store.raw("DEL", key)
     with pytest.raises(HistoryUnavailableError) as caught:
@@ -245,7 +245,7 @@ async def test_a_map_s_past_is_in_the_log_whole(state: StateManager, store: Stor
     await state.merge(S, "m", {"b": 2}, remove=["a"])
     revisions = [change.revision for change in await state.history(S, "m")]
     await state.delete(S, "m")
-    for key in store.keys():
+    for key in store.all_keys():
         if b":p:" in key:
             store.raw("DEL", key)
     assert await state.get_at(S, "m", revisions[1]) == {"a": 1}

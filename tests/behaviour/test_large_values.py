@@ -47,7 +47,7 @@ async def test_a_large_value_comes_back_whole(state: StateManager, size: int) ->
 async def test_large_values_go_through_every_writing_call(
     state: StateManager, store: Store
 ) -> None:
-    """Conditions, batches, updates, transactions, copies; nothing of refused ones stays for good."""
+    """Conditions, batches, updates, transactions, copies; nothing of refused ones stays."""
     one, two, three = ("x" * 700_000, "y" * 700_000, "z" * 700_000)
     assert await state.set_if_absent(S, "k", one) is not None
     assert await state.set_if_absent(S, "k", two) is None
@@ -166,7 +166,7 @@ async def test_elements_that_were_lost_before_the_commit_are_noticed(
     dump = store.dump(without=(":ring:", ":p:"))
 
     def losing(one: Any, ack: Any = None) -> Any:
-        for key in store.keys():
+        for key in store.all_keys():
             if b":p:" in key:
                 raw("LPOP" if lost == "one piece" else "DEL", key)
         return commit(one, ack)

@@ -96,7 +96,7 @@ async def test_empty_and_ambiguous_batches(state: StateManager) -> None:
         await state.set_many(S, {"\xe9": 1, "e\u0301": 2})
     for call in (state.get_many, state.delete_many):
         with pytest.raises(InvalidArgumentError, match="keys"):
-            await call(S, "abc")  # type: ignore[operator]
+            await call(S, "abc")
     await state.set(S, "\xe9", 1)
     assert await state.get_many(S, ["\xe9", "e\u0301"]) == {"\xe9": 1, "e\u0301": 1}
     assert await state.delete_many(S, ["\xe9", "e\u0301"]) == 1
@@ -234,5 +234,5 @@ async def test_an_invalid_key_among_many_is_named(state: StateManager, store: St
     before = store.dump()
     for call in (state.get_many, state.delete_many):
         with pytest.raises(InvalidKeyError):
-            await call(S, ["ok", "__bad"])  # type: ignore[operator]
+            await call(S, ["ok", "__bad"])
     assert store.dump() == before

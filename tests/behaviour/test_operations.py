@@ -307,7 +307,7 @@ async def test_a_full_server_refuses_writes_and_takes_deletes(full: tuple[Spell,
         with pytest.raises(StoreFullError) as caught:
             await attempt
         assert not caught.value.may_have_happened
-    with pytest.raises(StoreFullError):
+    with pytest.raises(StoreFullError):  # noqa: PT012 - it comes at the end of the block
         async with state.transaction() as tx:
             tx.set(S, "k1", 1)
             tx.delete(S, "k2")

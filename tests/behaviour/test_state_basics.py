@@ -22,7 +22,8 @@ VALUES: list[Any] = [
     None, True, False, 0, 1, -1, 2**53 + 1, 2**63 - 1, -(2**63), 2**64, -(2**200),
     0.0, -0.0, 0.1, 1e300, -2.5e-300, 1e16, float("inf"), float("-inf"),
     "", "a", "é" * 300, "日本\U0001f600", "\0\r\n", b"", b"\xff\0x", "123", "1.5",
-    [], [1, [2, [3]]], ["x"] * 500, {}, {"a": {"b": [None]}}, {1: "int", "1": "str", None: 0, (1, 2): 3},
+    [], [1, [2, [3]]], ["x"] * 500, {}, {"a": {"b": [None]}},
+    {1: "int", "1": "str", None: 0, (1, 2): 3},
     (), (1, (2,)), [(1,), [1]], set(), {1, "a"}, frozenset({1, 2}), {frozenset({1}): {2}},
     datetime(2024, 5, 6, 7, 8, 9, 123456, UTC), datetime(1, 1, 1, tzinfo=UTC),
     datetime(2024, 5, 6, tzinfo=timezone(timedelta(hours=5, minutes=30))),
@@ -177,8 +178,8 @@ async def test_scopes_do_not_see_each_other(state: StateManager) -> None:
     """Ids with separators in them neither."""
     scopes = [
         Scope.global_(), Scope.agent("a"), Scope.agent("a:b"), Scope.user("a"), Scope.workflow("a"),
-        Scope.step("a", "b"), Scope.workflow("a/step:b"), Scope.custom("a:ttl"), Scope.custom("a:p:1"),
-        Scope.hook("*"), Scope.tool("{0}"), Scope.session("a_b"),
+        Scope.step("a", "b"), Scope.workflow("a/step:b"), Scope.custom("a:ttl"),
+        Scope.custom("a:p:1"), Scope.hook("*"), Scope.tool("{0}"), Scope.session("a_b"),
     ]  # fmt: skip
     for i, scope in enumerate(scopes):
         await state.set(scope, "b:c", i)

@@ -19,7 +19,8 @@ S, T = "agent:model", "agent:copy"
 
 keys = st.sampled_from(["a", "b", "é", "d"])
 plain = st.one_of(
-    st.none(), st.integers(-5, 5), st.floats(-2, 2), st.text(max_size=3), st.lists(st.integers(0, 3), max_size=3),
+    st.none(), st.integers(-5, 5), st.floats(-2, 2), st.text(max_size=3),
+    st.lists(st.integers(0, 3), max_size=3),
     st.dictionaries(st.sampled_from("xyz"), st.integers(0, 3), max_size=3),
 )  # fmt: skip
 large = st.integers(0, 3).map(lambda n: "L" * 530_000 + str(n))
@@ -67,7 +68,7 @@ class ScopeMachine(RuleBasedStateMachine):
             self.revisions.pop(key, None)
 
     @rule(key=keys, value=values)
-    def set(self, key: str, value: Any) -> None:
+    def put(self, key: str, value: Any) -> None:
         self.wait(self.state.set(S, key, value))
         self.note(key, value)
 
@@ -201,7 +202,7 @@ def test_a_scope_behaves_as_its_model(server: Any, namespace: str) -> None:
         address = server.address
 
     Machine.namespace = namespace
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         Machine,
         settings=settings(
             max_examples=8,

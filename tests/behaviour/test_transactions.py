@@ -207,7 +207,7 @@ async def test_a_transaction_that_ended_takes_nothing_more(state: StateManager) 
         lambda: tx.expire(S, "k", 1),
     ):
         with pytest.raises(InvalidArgumentError, match="transaction"):
-            write()
+            write()  # type: ignore[no-untyped-call]
     for read in (tx.get(S, "k"), tx.get_many(S, ["k"]), tx.__aexit__(None, None, None)):
         with pytest.raises(InvalidArgumentError, match="transaction"):
             await read

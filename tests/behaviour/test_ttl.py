@@ -271,9 +271,8 @@ async def test_a_ttl_that_is_moved_is_swept_at_its_new_time(
 @pytest.mark.needs("process")
 @pytest.mark.parametrize("off", [-3600.0, 3600.0])
 async def test_a_client_clock_that_is_wrong_by_an_hour_changes_nothing(
-    state: StateManager, store: Store, monkeypatch: pytest.MonkeyPatch, off: float,
-    url: str, namespace: str, raw: Raw,
-) -> None:  # fmt: skip
+    spell: Spell, store: Store, monkeypatch: pytest.MonkeyPatch, off: float, url: str
+) -> None:
     """Only the server's time counts, for writing, reading and removing."""
     import time
 
@@ -281,14 +280,14 @@ async def test_a_client_clock_that_is_wrong_by_an_hour_changes_nothing(
     monkeypatch.setattr(time, "time", lambda: wall() + off)
     for module in ("ring", "lane"):
         monkeypatch.setattr(f"llmspell_dist.redis.{module}.time", lambda: wall() + off)
-    async with connect(url, namespace=namespace) as other:
+    async with connect(url, namespace=spell.namespace) as other:
         await other.state.set(S, "k", 1, ttl=30)
         stored = store.record(S, "k")
-        assert abs(stored.expires_ms - raw.now_ms() - 30_000) < 5000
-        assert await other.state.get(S, "k") == await state.get(S, "k") == 1
+        assert abs(stored.expires_ms - store.raw.now_ms() - 30_000) < 5000
+        assert await other.state.get(S, "k") == await spell.state.get(S, "k") == 1
         await other.state.set(S, "short", 1, ttl=0.001)
         last = store.record(S, "short").expires_ms
-        await until(lambda: raw.now_ms() > last)
+        await until(lambda: store.raw.now_ms() > last)
         assert await other.state.get(S, "short") is None
         assert await other.state.get_many(S, ["k", "short"]) == {"k": 1}
         assert await sweep_all(other) == 1

@@ -1,6 +1,7 @@
 """One of several real processes on the same keys: adds, appends, compares, and moves money.
 
-Run by test_processes.py as ``agent_process.py URL NAMESPACE ME ROUNDS SURFACE``; prints what it was told.
+Run by test_processes.py as ``agent_process.py URL NAMESPACE ME ROUNDS SURFACE``; prints what it was
+told.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ async def by_tasks(url: str, namespace: str, me: int, rounds: int) -> dict[str, 
             told["sums"].append(await state.increment(SCOPE, "sum"))
             await state.append(SCOPE, "list", [me, i])
             while True:
-                record = await state.get_record(SCOPE, "compared")
+                record: Any = await state.get_record(SCOPE, "compared")
                 try:
                     await state.compare_and_set(
                         SCOPE, "compared", record.value + 1, expected=record.revision

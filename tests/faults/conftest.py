@@ -1,4 +1,4 @@
-"""Fault tests count every log entry: nothing may happen in the background that they did not ask for."""
+"""Fault tests count every log entry, so nothing may happen in the background."""
 
 from __future__ import annotations
 

@@ -24,17 +24,18 @@ async def test_a_level_that_nobody_gives_is_not_reached(
     server = own_server()
     async with client(server, namespace) as spell:
         with blocking_client(server, namespace) as blocks:
-            for level in (replicated(1), REPLICATED_ALL):
-                for call in (
-                    spell.state.increment(SCOPE, "n", ack=level),
-                    asyncio.to_thread(blocks.state.increment, SCOPE, "n", ack=level),
-                ):
-                    error = await outcome(call)
-                    assert type(error) is AckNotReachedError, repr(error)
-                    assert error.level == level
-                    assert error.may_have_happened
-                    assert error.operation is not None
-                    assert error.operation.ack == level
+            levels = (replicated(1), REPLICATED_ALL)
+            calls = [spell.state.increment(SCOPE, "n", ack=level) for level in levels]
+            calls += [
+                asyncio.to_thread(blocks.state.increment, SCOPE, "n", ack=level) for level in levels
+            ]
+            errors = await asyncio.gather(*[outcome(call) for call in calls])
+            for error, level in zip(errors, levels * 2, strict=True):
+                assert type(error) is AckNotReachedError, repr(error)
+                assert error.level == level
+                assert error.may_have_happened
+                assert error.operation is not None
+                assert error.operation.ack == level
             assert await spell.state.get(SCOPE, "n") == 4
 
 
@@ -73,7 +74,7 @@ async def test_a_replica_is_reached_and_critical_asks_for_all(
 ) -> None:
     """With a replica: one reached, two not; Critical waits for it; its loss is noticed."""
     port = free_port()
-    primary = own_server(port=port)
+    primary = own_server(port=port, config={"repl-diskless-sync-delay": 0})
     replica = own_server()
     raw, other = raw_to(primary), raw_to(replica)
     other("REPLICAOF", "127.0.0.1", port)

@@ -20,7 +20,7 @@ from fix_faults import (
     stopped,
 )
 from fix_servers import Server
-from fix_state import Store
+from fix_state import Store, until
 
 from llmspell_dist.errors import (
     OutcomeUnknownError,
@@ -139,9 +139,8 @@ async def test_a_commit_whose_server_lost_its_memory_of_it_is_unknown(
         proxy.hold_replies()
         adding = asyncio.ensure_future(outcome(spell.state.increment(SCOPE, "n")))
         store = Store(raw, namespace)
-        while len(store.log()) < 2:
-            await asyncio.sleep(0)
-        raw("DEL", *[key for key in store.keys() if b":ring:" in key])
+        await until(lambda: len(store.log()) == 2)
+        raw("DEL", *raw("KEYS", f"{namespace}:*:ring:*"))
         proxy.clear()
         error = await adding
         assert type(error) is OutcomeUnknownError
@@ -220,8 +219,7 @@ async def test_a_request_that_arrives_after_its_retry_is_not_done_again(
         assert await spell.state.increment(SCOPE, "n") == 1
         proxy.hold_request(b":log")
         adding = asyncio.ensure_future(outcome(spell.state.increment(SCOPE, "n")))
-        while not proxy.struck:
-            await asyncio.sleep(0)
+        await until(lambda: proxy.struck == 1)
         proxy.down(keep=True)
         error = await adding
         assert type(error) is OutcomeUnknownError

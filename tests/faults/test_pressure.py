@@ -1,4 +1,4 @@
-"""More work than fits: it waits in line, in bounded memory, and large values keep out of the way."""
+"""More work than fits waits in line, in bounded memory, and large values keep out of the way."""
 
 from __future__ import annotations
 

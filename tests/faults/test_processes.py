@@ -76,8 +76,7 @@ def test_sixteen_threads_share_a_blocking_client(
         told: list[list[Any]] = [[] for _ in range(16)]
 
         def work(mine: list[Any]) -> None:
-            for _ in range(each):
-                mine.append(spell.state.increment(SCOPE, "n"))
+            mine += [spell.state.increment(SCOPE, "n") for _ in range(each)]
 
         threads = [threading.Thread(target=work, args=(mine,)) for mine in told]
         for thread in threads:
@@ -131,7 +130,8 @@ def test_a_blocking_client_works_on_both_sides_of_a_fork(
         pids = [in_a_fork(work) for _ in range(4)]
         for _ in range(50):
             spell.state.increment(SCOPE, "n")
-        assert all([ended_well(pid) for pid in pids])
+        ends = [ended_well(pid) for pid in pids]  # wait for each of them
+        assert all(ends)
         assert spell.state.get(SCOPE, "n") == 251
         operations = [entry.operation for entry in store.log()]
         assert len(operations) == len(set(operations)) == 451
@@ -149,9 +149,7 @@ async def test_an_async_client_works_on_both_sides_of_a_fork(
         await asyncio.sleep(0)
 
         async def child() -> None:
-            told = await asyncio.gather(
-                *[spell.state.increment(SCOPE, "child") for _ in range(50)]
-            )
+            told = await asyncio.gather(*[spell.state.increment(SCOPE, "child") for _ in range(50)])
             assert sorted(told) == list(range(1, 51))
             await spell.close()
 

@@ -44,7 +44,7 @@ async def test_tasks_started_inside_carry_it_and_do_not_change_it() -> None:
             return current_context().actor
 
     with context("me"):
-        assert await asyncio.gather(task("a"), task("b")) == ["me", "me"]
+        assert list(await asyncio.gather(task("a"), task("b"))) == ["me", "me"]
         assert current_context() == CommitContext("me")
 
 

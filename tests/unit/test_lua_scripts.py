@@ -320,7 +320,7 @@ def test_modes_of_expiry_and_conditions_are_those_that_the_scripts_know() -> Non
     assert set(re.findall(r"mode == (\d)", source_of("lib/rest"))) == {"2", "3", "4"}
 
 
-# --- the library, run ------------------------------------------------------------------------------
+# --- the library, run ----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -377,7 +377,7 @@ def test_revisions_are_packed_as_in_python(lua: Any, revision: Revision) -> None
     expires=st.integers(0, 2**48 - 1),
     payload=st.binary(max_size=20),
 )
-def test_records_are_packed_as_in_python(
+def test_records_are_packed_as_in_python(  # noqa: PLR0917 - one part of a record each
     lua: Any, kind: Kind, state_class: StateClass, flags: int, schema: int, ms: int,
     created: int | None, expires: int, payload: bytes,
 ) -> None:  # fmt: skip

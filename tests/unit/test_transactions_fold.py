@@ -35,6 +35,7 @@ NOTHING = object()
 
 
 def transaction() -> TransactionSteps:
+    """A transaction that nothing was said in."""
     core = Core(KeySpace("test"), Values(Codec()), ClassRules().resolver(), ServerClock())
     reads = Reads(core)
     return TransactionSteps(core, reads, Writes(core, reads), Partial(core, reads))
@@ -45,6 +46,7 @@ def stored(value: Any) -> bytes | None:
     if value is NOTHING:
         return None
     encoded = Values(Codec()).encode(value, StateClass.STANDARD, S, "k")
+    assert isinstance(encoded.payload, bytes)
     return pack_record(
         StoredRecord(encoded.kind, 0, 0, 1, REVISION, REVISION.ms, 0, encoded.payload)
     )
@@ -66,31 +68,38 @@ def run(steps: Any, value: Any = NOTHING) -> tuple[Any, Commit | None]:
 
 
 def set_(value: Any, **options: Any) -> Callable[[TransactionSteps], None]:
+    """Say set."""
     given_ = {"ttl": KEEP, "state_class": None, "schema_version": 1} | options
     return lambda tx: tx.set(S, "k", value, **given_)
 
 
 def append(*items: Any, ttl: Any = KEEP) -> Callable[[TransactionSteps], None]:
+    """Say append."""
     return lambda tx: tx.append(S, "k", items, ttl)
 
 
 def merge(fields: Any, *removed: Any, ttl: Any = KEEP) -> Callable[[TransactionSteps], None]:
+    """Say merge."""
     return lambda tx: tx.merge(S, "k", fields, removed, ttl)
 
 
 def increment(by: Any, ttl: Any = KEEP) -> Callable[[TransactionSteps], None]:
+    """Say increment."""
     return lambda tx: tx.increment(S, "k", by, ttl)
 
 
 def expire(ttl: Any) -> Callable[[TransactionSteps], None]:
+    """Say expire."""
     return lambda tx: tx.expire(S, "k", ttl)
 
 
 def delete(tx: TransactionSteps) -> None:
+    """Say delete."""
     tx.delete(S, "k")
 
 
 def ttl_of(change: Change) -> tuple[int, int]:
+    """Return the mode and the milliseconds of a change."""
     return change.head[11], int.from_bytes(change.head[12:18], "big")
 
 
@@ -264,6 +273,10 @@ operations = st.one_of(
 )
 
 
+def _or(value: Any, default: Any) -> Any:
+    return default if value is NOTHING else value
+
+
 def sequential(value: Any, name: str, argument: Any) -> Any:
     """What one operation makes of a value; WrongKindError where it does not fit."""
     if name == "set":
@@ -274,10 +287,10 @@ def sequential(value: Any, name: str, argument: Any) -> Any:
     if value is not NOTHING and type(value) is not kind:
         raise WrongKindError(S, "k", "?", name)
     if name == "append":
-        return [*([] if value is NOTHING else value), *argument]
+        return [*_or(value, []), *argument]
     if name == "increment":
-        return (0 if value is NOTHING else value) + argument
-    merged = {**({} if value is NOTHING else value), **argument[0]}
+        return _or(value, 0) + argument
+    merged = {**_or(value, {}), **argument[0]}
     return {field: item for field, item in merged.items() if field not in argument[1]}
 
 
@@ -291,7 +304,7 @@ def test_folding_is_the_same_as_one_after_the_other(
     """For every sequence; one that could not be carried out is refused, now or when it is read."""
     tx = transaction()
     expected = base
-    apply = {
+    apply: dict[str, Callable[[Any], None]] = {
         "set": lambda a: set_(a)(tx),
         "delete": lambda _: delete(tx),
         "append": lambda a: append(*a)(tx),
@@ -302,12 +315,12 @@ def test_folding_is_the_same_as_one_after_the_other(
         for name, argument in given_:
             expected = sequential(expected, name, argument)
     except WrongKindError:
-        with pytest.raises(SpellError):
+        with pytest.raises(SpellError):  # noqa: PT012 - whichever of them finds it
             for name, argument in given_:
-                apply[name](argument)  # type: ignore[no-untyped-call]
+                apply[name](argument)
                 run(tx.get(S, "k", NOTHING, None), base)
         return
     for name, argument in given_:
-        apply[name](argument)  # type: ignore[no-untyped-call]
+        apply[name](argument)
     found, _ = run(tx.get(S, "k", NOTHING, None), base)
     assert found == expected
