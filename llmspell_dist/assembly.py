@@ -12,6 +12,7 @@ from llmspell_dist.ack import LOCAL_FSYNC, MEMORY, REPLICATED_ALL, Ack
 from llmspell_dist.clock import ServerClock
 from llmspell_dist.config import Options, default_namespace, default_url, parse_url
 from llmspell_dist.errors import (
+    InvalidArgumentError,
     NamespaceMismatchError,
     StorePermissionError,
     StoreReadOnlyError,
@@ -130,6 +131,8 @@ def complete_options(
     namespace: str | None, client_name: str | None, options: Options | None
 ) -> Options:
     """The options of a client: what is given by name goes before what the options say."""
+    if options is not None and not isinstance(options, Options):
+        raise InvalidArgumentError("options", options, "must be an Options or None")
     if options is None:
         options = Options(namespace=default_namespace() if namespace is None else namespace)
     elif namespace is not None:

@@ -41,6 +41,10 @@ class Spell:
         self.log = ChangeLog(self._driver)
         """What every commit did, in order."""
 
+    def __repr__(self) -> str:
+        core = self._assembly.core
+        return f"<{type(self).__name__} {core.keyspace.namespace!r} on {core.server}>"
+
     @property
     def namespace(self) -> str:
         """The namespace that this client works in."""
@@ -76,7 +80,8 @@ class Spell:
     async def close(self) -> None:
         """Wait for what is in flight, at most five seconds, and disconnect; twice is allowed."""
         housekeeper, self._housekeeper = self._housekeeper, None
-        if housekeeper is not None:
+        # After a fork it is a task of the parent's event loop.
+        if housekeeper is not None and housekeeper.get_loop() is asyncio.get_running_loop():
             housekeeper.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await housekeeper

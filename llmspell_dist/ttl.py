@@ -54,7 +54,7 @@ def ttl_ms(value: TTL) -> int | Literal[Keep.KEEP] | None:
         if not isfinite(value):
             raise InvalidTTLError("ttl", value, "must be finite")
         # 0.29 * 1000 is 290.00000000000006 or less than 290: what is meant is 290.
-        ms = ceil(round(value * 1000, 6)) if abs(value) < 1e12 else int(value)
+        ms = ceil(round(value * 1000, 6)) if abs(value) < 1e12 else int(value) * 1000
         if value > 0:
             ms = max(ms, 1)
     elif type(value) is int:

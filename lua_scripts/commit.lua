@@ -72,7 +72,10 @@ for n = 1, item_count do
   end
 end
 
+-- The ring's field `born` is the sequence of the first operation in it: what is older cannot be told from it.
+slots[item_count + 1] = 'born'
 local seen = call('HMGET', ring, unpack(slots))
+local born = seen[item_count + 1]
 for i = 1, scope_count do
   local s, fields = scopes[i], wanted[i]
   local recs = s.recs
@@ -101,7 +104,7 @@ end
 local function load_rest()
   --- @include "lib/rest"
   rest = {
-    earlier_outcome = earlier_outcome, lost_ring = lost_ring, check = check, plan = plan, add_frames = add_frames,
+    earlier_outcome = earlier_outcome, unseen_retry = unseen_retry, check = check, plan = plan, add_frames = add_frames,
     refused_entry = refused_entry, flush = flush_scope, memory_full = false,
   }
   return rest
@@ -125,8 +128,8 @@ for n = 1, item_count do
       >= ((((s1 * 256 + s2) * 256 + s3) * 256 + s4) * 256 + s5) * 256 + s6 then
       outcome = (rest or load_rest()).earlier_outcome(seen[n], head)
     end
-  elseif flags % 4 == 3 then
-    outcome = (rest or load_rest()).lost_ring()
+  elseif flags % 2 == 1 then
+    outcome = (rest or load_rest()).unseen_retry(born, head)
   end
   local keep = not outcome
   if keep and conditions > 0 then
@@ -294,10 +297,15 @@ if wrote then
     end
   end
 end
+if not born then
+  local _, _, _, _, _, s1, s2, s3, s4, s5, s6 = byte(ARGV[scope_count + 2], 1, 11)
+  kept[#kept + 1] = 'born'
+  kept[#kept + 1] = format('%.0f', ((((s1 * 256 + s2) * 256 + s3) * 256 + s4) * 256 + s5) * 256 + s6)
+end
 if #kept > 0 then
   redis.pcall('HSET', ring, unpack(kept))
-  if byte(group, 11) == 1 then
-    call('PEXPIRE', ring, 3600000)
-  end
+end
+if not born or byte(group, 11) == 1 then
+  call('PEXPIRE', ring, 3600000)
 end
 return outcomes

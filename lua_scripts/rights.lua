@@ -20,7 +20,7 @@ for i = 1, #probes do
   local reply = redis.pcall(unpack(probes[i]))
   local said = type(reply) == 'table' and reply.err and tostring(reply.err)
   if said and (string.find(said, 'NOPERM', 1, true) or string.find(said, "can't run this command", 1, true)
-    or string.find(said, "can't access at least one of the keys", 1, true)) then
+    or string.find(said, 'ACL failure in script', 1, true) or string.find(said, "can't access at least one of the keys", 1, true)) then
     denied[#denied + 1] = probes[i][1]
   end
 end

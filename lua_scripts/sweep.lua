@@ -23,6 +23,11 @@ local function forget_if_empty(s, text)
   if s.count > 0 or (oldest and tonumber(string.match(oldest[1], '^%d+')) <= changed_ms) or now() - changed_ms < EMPTY_SCOPE_MS then
     return false
   end
+  -- Nobody can tell any more what was in the scope before; get_at asks for this.
+  local forgotten = redis.call('HGET', ctl, 'forgotten')
+  if not forgotten or tonumber(string.match(forgotten, '^%d+')) <= changed_ms then
+    redis.call('HSET', ctl, 'forgotten', show_revision(s.rev))
+  end
   redis.call('UNLINK', s.key)
   redis.call('ZREM', due, text)
   return true

@@ -14,6 +14,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from fix_state import Raw, Store
@@ -77,6 +78,13 @@ def stopped(pid: int | None) -> Iterator[None]:
         yield
     finally:
         os.kill(pid, signal.SIGCONT)
+
+
+def hasty_acks(*spells: Any) -> None:
+    """Let clients wait for replicas and disks for a tenth of a second, not for one."""
+    for spell in spells:
+        driver = spell._lanes.durable if hasattr(spell, "_lanes") else spell._connections
+        driver.options = replace(driver.options, ack_timeout=0.1)
 
 
 def environment() -> dict[str, str]:

@@ -40,6 +40,10 @@ class Spell:
         self.log = ChangeLog(self._driver)
         """What every commit did, in order."""
 
+    def __repr__(self) -> str:
+        core = self._assembly.core
+        return f"<{type(self).__name__} {core.keyspace.namespace!r} on {core.server}>"
+
     @property
     def namespace(self) -> str:
         """The namespace that this client works in."""

@@ -22,6 +22,10 @@ class ChangeLog:
         self._driver = driver
         self._steps = LogSteps(driver.core)
 
+    def __repr__(self) -> str:
+        core = self._driver.core
+        return f"<{type(self).__name__} of {core.keyspace.namespace!r} on {core.server}>"
+
     def entries(
         self,
         *,

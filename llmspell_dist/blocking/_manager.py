@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from llmspell_dist.ack import Ack
 from llmspell_dist.blocking.driver import SyncDriver
@@ -14,6 +14,7 @@ from llmspell_dist.classes import StateClass
 from llmspell_dist.errors import ConflictError, InvalidArgumentError
 from llmspell_dist.redis.commits import Commit, read_revision
 from llmspell_dist.redis.retry import Backoff
+from llmspell_dist.redis.ring import Operation
 from llmspell_dist.revision import Revision
 from llmspell_dist.scope import Scope, ScopeKind
 from llmspell_dist.state.history import History
@@ -28,6 +29,7 @@ from llmspell_dist.ttl import KEEP, TTL
 __all__ = ["StateManager", "Transaction"]
 
 T = TypeVar("T")
+D = TypeVar("D")
 
 
 class StateManager:
@@ -56,8 +58,20 @@ class StateManager:
         self._submit = driver.submit
         self._commit = driver.commit
 
+    def __repr__(self) -> str:
+        core = self._driver.core
+        return f"<{type(self).__name__} of {core.keyspace.namespace!r} on {core.server}>"
+
     # --- one key
 
+    @overload
+    def get(
+        self, scope: str | Scope, key: str, default: Any = None, *, as_type: None = None
+    ) -> Any: ...
+    @overload
+    def get(self, scope: str | Scope, key: str, *, as_type: type[T]) -> T | None: ...
+    @overload
+    def get(self, scope: str | Scope, key: str, default: D, *, as_type: type[T]) -> T | D: ...
     def get(
         self, scope: str | Scope, key: str, default: Any = None, *, as_type: type | None = None
     ) -> Any:
@@ -247,6 +261,14 @@ class StateManager:
 
     # --- many keys
 
+    @overload
+    def get_many(
+        self, scope: str | Scope, keys: Iterable[str], *, as_type: None = None
+    ) -> dict[str, Any]: ...
+    @overload
+    def get_many(
+        self, scope: str | Scope, keys: Iterable[str], *, as_type: type[T]
+    ) -> dict[str, T]: ...
     def get_many(
         self, scope: str | Scope, keys: Iterable[str], *, as_type: type | None = None
     ) -> dict[str, Any]:
@@ -444,11 +466,14 @@ class StateManager:
             else:
                 return result
 
-    def retry(self, operation: Any) -> Revision | None:
+    def retry(self, operation: Operation) -> Revision | None:
         """Settle an unknown outcome: carry the operation out now, unless it was before.
 
         `operation` is that of an `OutcomeUnknownError`. Returns the revision of its commit.
         """
+        if not isinstance(operation, Operation):
+            rule = "must be the operation of an OutcomeUnknownError"
+            raise InvalidArgumentError("operation", operation, rule)
         return self._driver.settle(operation)
 
 
@@ -464,6 +489,18 @@ class Transaction:
         """The revision of the commit, once it happened; None if nothing was written."""
         return self._steps.revision
 
+    def __repr__(self) -> str:
+        state = "ended" if self._steps.closed else "open"
+        return f"<{type(self).__name__}, {state}, on {self._driver.core.server}>"
+
+    @overload
+    def get(
+        self, scope: str | Scope, key: str, default: Any = None, *, as_type: None = None
+    ) -> Any: ...
+    @overload
+    def get(self, scope: str | Scope, key: str, *, as_type: type[T]) -> T | None: ...
+    @overload
+    def get(self, scope: str | Scope, key: str, default: D, *, as_type: type[T]) -> T | D: ...
     def get(
         self, scope: str | Scope, key: str, default: Any = None, *, as_type: type | None = None
     ) -> Any:

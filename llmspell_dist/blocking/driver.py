@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from llmspell_dist.errors import SpellError
 from llmspell_dist.redis.commits import read_outcome
+from llmspell_dist.redis.durable import AckedOutcome
 from llmspell_dist.state.housekeeping import INTERVAL_S, housekeep
 from llmspell_dist.state.steps import Call, CommitRequest, Pause
 
@@ -96,4 +97,6 @@ class SyncDriver:
     def settle(self, operation: Operation) -> Revision | None:
         """Carry an operation of unknown outcome out, unless it was."""
         outcome: Any = self.connections.settle(operation)
+        if type(outcome) is AckedOutcome and not outcome.reached:
+            self.core.refuse_ack(outcome)
         return read_outcome(outcome, operation.commit, self.core.server, operation.id).revision

@@ -51,6 +51,8 @@ class TTLMode(IntEnum):
     DROP = 2
     DEFAULT = 3
     """Set, unless the key has one already."""
+    IF_PRESENT = 4
+    """Set, if the key is there; a new one has none."""
 
 
 class ConditionMode(IntEnum):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from itertools import count
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
 from llmspell_dist.ack import Ack
 from llmspell_dist.changes import Op
@@ -49,6 +49,16 @@ _DEFAULT_TTL_MS: Final = {
     state_class: ttl_ms(does.default_ttl) if does.default_ttl else None
     for state_class, does in BEHAVIOURS.items()
 }
+
+
+class IfPresent(NamedTuple):
+    """An expiry that a key gets only if it is there already: that of an `expire` before a write."""
+
+    milliseconds: int
+
+
+Expiry = TTL | IfPresent
+"""What can happen to the expiry of a key."""
 
 
 class Core:
@@ -138,13 +148,14 @@ class Core:
         """Send a commit and read its outcome; a refusal is raised."""
         outcome = yield CommitRequest(commit, ack)
         if type(outcome) is AckedOutcome and not outcome.reached:
-            self._refuse_ack(outcome)
+            self.refuse_ack(outcome)
         return read_outcome(outcome, commit, self.server)
 
-    def _refuse_ack(self, outcome: AckedOutcome) -> None:
+    def refuse_ack(self, outcome: AckedOutcome) -> NoReturn:
+        """Say that a write happened and its level was not reached."""
         reached = f"{outcome.local_fsyncs} disks, {outcome.replicas} replicas"
         raise AckNotReachedError(
-            self.server, outcome.level, outcome.said or reached, getattr(outcome, "operation", None)
+            self.server, outcome.level, outcome.said or reached, outcome.operation
         )
 
     def ack_for(self, state_class: StateClass, ack: Ack | None) -> Ack | None:
@@ -160,7 +171,7 @@ class Core:
         scope: int,
         field: bytes,
         encoded: Encoded,
-        ttl: TTL,
+        ttl: Expiry,
         state_class: StateClass,
         schema_version: int,
     ) -> Change:
@@ -181,8 +192,11 @@ class Core:
             scope=scope,
         )
 
-    def expiry(self, ttl: TTL, state_class: StateClass) -> tuple[int, int]:
+    def expiry(self, ttl: Expiry, state_class: StateClass) -> tuple[int, int]:
         """How the script is told what happens to the expiry: mode and milliseconds."""
+        if isinstance(ttl, IfPresent):
+            mode = TTLMode.SET if _DEFAULT_TTL_MS[state_class] else TTLMode.IF_PRESENT
+            return mode, ttl.milliseconds
         if ttl is KEEP:
             default = _DEFAULT_TTL_MS[state_class]
             return (TTLMode.DEFAULT, default) if default else (TTLMode.KEEP, 0)

@@ -211,8 +211,17 @@ class History:
                 if rebuilt.begun:
                     reason = "the log does not hold its first value"
                     raise HistoryUnavailableError(scope_key.scope.text, key, reason)
+                yield from self._check_not_forgotten(scope_key, key, moment)
                 return default
             cursor, most = walk.cursor, _AT_ONCE
+
+    def _check_not_forgotten(self, scope: ScopeKey, key: str, moment: Revision) -> Steps[None]:
+        """Tell a key that was not there from one whose scope the sweeper has forgotten."""
+        ctl = self.core.keyspace.ctl(self.core.keyspace.shard(scope.scope))
+        forgotten = yield Command(pack(b"HGET", ctl, b"forgotten"), "HGET")
+        if forgotten is not None and moment <= Revision.parse(forgotten):
+            reason = "scopes were empty and forgotten since, and this may have been one of them"
+            raise HistoryUnavailableError(scope.scope.text, key, reason)
 
 
 class _Rebuilt:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from datetime import datetime
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from llmspell_dist.ack import Ack
 from llmspell_dist.classes import StateClass
 from llmspell_dist.errors import ConflictError, InvalidArgumentError
 from llmspell_dist.redis.commits import Commit, read_revision
 from llmspell_dist.redis.retry import Backoff
+from llmspell_dist.redis.ring import Operation
 from llmspell_dist.revision import Revision
 from llmspell_dist.scope import Scope, ScopeKind
 from llmspell_dist.state.driver import AsyncDriver
@@ -27,6 +28,7 @@ from llmspell_dist.ttl import KEEP, TTL
 __all__ = ["StateManager", "Transaction"]
 
 T = TypeVar("T")
+D = TypeVar("D")
 
 
 class StateManager:
@@ -55,8 +57,20 @@ class StateManager:
         self._submit = driver.submit
         self._commit = driver.commit
 
+    def __repr__(self) -> str:
+        core = self._driver.core
+        return f"<{type(self).__name__} of {core.keyspace.namespace!r} on {core.server}>"
+
     # --- one key
 
+    @overload
+    async def get(
+        self, scope: str | Scope, key: str, default: Any = None, *, as_type: None = None
+    ) -> Any: ...
+    @overload
+    async def get(self, scope: str | Scope, key: str, *, as_type: type[T]) -> T | None: ...
+    @overload
+    async def get(self, scope: str | Scope, key: str, default: D, *, as_type: type[T]) -> T | D: ...
     async def get(
         self, scope: str | Scope, key: str, default: Any = None, *, as_type: type | None = None
     ) -> Any:
@@ -248,6 +262,14 @@ class StateManager:
 
     # --- many keys
 
+    @overload
+    async def get_many(
+        self, scope: str | Scope, keys: Iterable[str], *, as_type: None = None
+    ) -> dict[str, Any]: ...
+    @overload
+    async def get_many(
+        self, scope: str | Scope, keys: Iterable[str], *, as_type: type[T]
+    ) -> dict[str, T]: ...
     async def get_many(
         self, scope: str | Scope, keys: Iterable[str], *, as_type: type | None = None
     ) -> dict[str, Any]:
@@ -447,11 +469,14 @@ class StateManager:
             else:
                 return result
 
-    async def retry(self, operation: Any) -> Revision | None:
+    async def retry(self, operation: Operation) -> Revision | None:
         """Settle an unknown outcome: carry the operation out now, unless it was before.
 
         `operation` is that of an `OutcomeUnknownError`. Returns the revision of its commit.
         """
+        if not isinstance(operation, Operation):
+            rule = "must be the operation of an OutcomeUnknownError"
+            raise InvalidArgumentError("operation", operation, rule)
         return await self._driver.settle(operation)
 
 
@@ -467,6 +492,18 @@ class Transaction:
         """The revision of the commit, once it happened; None if nothing was written."""
         return self._steps.revision
 
+    def __repr__(self) -> str:
+        state = "ended" if self._steps.closed else "open"
+        return f"<{type(self).__name__}, {state}, on {self._driver.core.server}>"
+
+    @overload
+    async def get(
+        self, scope: str | Scope, key: str, default: Any = None, *, as_type: None = None
+    ) -> Any: ...
+    @overload
+    async def get(self, scope: str | Scope, key: str, *, as_type: type[T]) -> T | None: ...
+    @overload
+    async def get(self, scope: str | Scope, key: str, default: D, *, as_type: type[T]) -> T | D: ...
     async def get(
         self, scope: str | Scope, key: str, default: Any = None, *, as_type: type | None = None
     ) -> Any:

@@ -8,7 +8,9 @@ compare-and-set; from then on the cost no longer depends on the size.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import date
 from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
 
 from llmspell_dist.changes import Op
 from llmspell_dist.classes import StateClass
@@ -27,7 +29,7 @@ from llmspell_dist.redis.commits import (
     condition,
 )
 from llmspell_dist.redis.retry import Backoff
-from llmspell_dist.state.core import field_of
+from llmspell_dist.state.core import Expiry, field_of
 from llmspell_dist.state.staging import LOGGED_LIMIT, adopt, stage
 from llmspell_dist.state.steps import Pause
 
@@ -37,12 +39,16 @@ if TYPE_CHECKING:
     from llmspell_dist.state.core import Core
     from llmspell_dist.state.reads import Found, Reads
     from llmspell_dist.state.steps import Steps
-    from llmspell_dist.ttl import TTL
 
 __all__ = ["Partial"]
 
 _CONVERSIONS: Final = 16
 MAX_ELEMENTS: Final = 10_000
+
+
+_FIELD_TYPES: Final = frozenset({str, int, bytes, UUID, date, type(None)})
+"""Types of a merged map's fields. To Python 1, 1.0, True and Decimal(1) are one field, and so are
+datetimes of one moment in two zones; on the server each would be one of its own."""
 
 
 class Partial:
@@ -81,17 +87,24 @@ class Partial:
         self, scope: ScopeKey, key: str, mapping: Mapping[Any, Any], state_class: StateClass
     ) -> dict[bytes, bytes]:
         encode, name = self.core.values.encode_element, scope.scope.text
-        pack_field = self.core.values.codec.encode
+        pack_field = self._field
         return {
             pack_field(field): encode(value, state_class, name, key)
             for field, value in mapping.items()
         }
 
+    def _field(self, field: Any) -> bytes:
+        """Encode the name of a field; of equal names there must be one form only."""
+        if type(field) not in _FIELD_TYPES:
+            rule = "must have fields that are str, int, bytes, UUID, date or None"
+            raise InvalidArgumentError("mapping", field, rule)
+        return self.core.values.codec.encode(field)
+
     def removals(self, removed: Iterable[Any]) -> list[bytes]:
         """Encode the names of fields to be removed, each once."""
         if isinstance(removed, (str, bytes)) or not isinstance(removed, Iterable):
             raise InvalidArgumentError("remove", removed, "must be several fields, not one text")
-        encode = self.core.values.codec.encode
+        encode = self._field
         fields = list(dict.fromkeys([encode(name) for name in removed]))
         if len(fields) > MAX_ELEMENTS:
             rule = f"must be at most {MAX_ELEMENTS:,} fields in one call"
@@ -103,7 +116,7 @@ class Partial:
         field: bytes,
         elements: Sequence[bytes],
         state_class: StateClass,
-        ttl: TTL,
+        ttl: Expiry,
         scope: int = 0,
     ) -> Change:
         """The change that appends encoded elements."""
@@ -116,7 +129,7 @@ class Partial:
         fields: Mapping[bytes, bytes],
         removed: Sequence[bytes],
         state_class: StateClass,
-        ttl: TTL,
+        ttl: Expiry,
         scope: int = 0,
     ) -> Change:
         """The change that merges encoded fields; one that is removed as well is removed."""
@@ -136,7 +149,7 @@ class Partial:
         field: bytes,
         framed: bytes,
         state_class: StateClass,
-        ttl: TTL,
+        ttl: Expiry,
         scope: int,
     ) -> Change:
         generation = self.core.new_generation()
@@ -160,7 +173,7 @@ class Partial:
         scope: str | Scope,
         key: str,
         items: Sequence[Any],
-        ttl: TTL,
+        ttl: Expiry,
         state_class: StateClass | None,
     ) -> Steps[int]:
         """Add elements to the end of a list; the new length."""
@@ -198,7 +211,7 @@ class Partial:
         key: str,
         mapping: Mapping[Any, Any],
         removed: Iterable[Any],
-        ttl: TTL,
+        ttl: Expiry,
         state_class: StateClass | None,
     ) -> Steps[int]:
         """Set and remove some fields of a map; how many it has then."""
@@ -258,7 +271,7 @@ class Partial:
         field: bytes,
         found: Found,
         added: Sequence[Any],
-        ttl: TTL,
+        ttl: Expiry,
     ) -> Steps[tuple[Change, Condition]]:
         """The change that turns a list that was set as a whole into elements, with more behind.
 
@@ -282,7 +295,7 @@ class Partial:
         found: Found,
         mapping: Mapping[Any, Any],
         removed: Sequence[bytes],
-        ttl: TTL,
+        ttl: Expiry,
     ) -> Steps[tuple[Change, Condition, int]]:
         """The change that turns a dict that was set as a whole into fields, and merges into it."""
         if type(found.value) is not dict:
@@ -304,7 +317,7 @@ class Partial:
         found: Found,
         whole: bytes,
         state_class: StateClass,
-        ttl: TTL,
+        ttl: Expiry,
     ) -> tuple[Change, Condition]:
         mode, milliseconds = self.core.expiry(ttl, state_class)
         logged = (

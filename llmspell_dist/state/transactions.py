@@ -19,12 +19,11 @@ from llmspell_dist.redis.commits import (
     Change,
     Condition,
     ConditionMode,
-    TTLMode,
     change,
     condition,
 )
 from llmspell_dist.revision import Revision
-from llmspell_dist.state.core import checked_keys, field_of
+from llmspell_dist.state.core import Expiry, IfPresent, checked_keys, field_of
 from llmspell_dist.state.large import INLINE_LIMIT
 from llmspell_dist.state.writes import added, check_schema_version
 from llmspell_dist.ttl import KEEP, ttl_ms
@@ -53,7 +52,7 @@ class _Pending:
     value: Any = None
     """set: the encoded value; increment: the addend; append: the elements; merge: the fields."""
     removed: tuple[Any, ...] = ()
-    ttl: TTL = KEEP
+    ttl: Expiry = KEEP
     state_class: StateClass | None = None
     schema_version: int = 1
 
@@ -184,7 +183,7 @@ class TransactionSteps:
         self,
         place: _Place,
         value: Any,
-        ttl: TTL,
+        ttl: Expiry,
         state_class: StateClass,
         schema_version: int,
     ) -> None:
@@ -194,7 +193,10 @@ class TransactionSteps:
         if ttl is KEEP and before is not None:
             # After a delete the key begins anew, with no more than what its class gives it.
             fresh = BEHAVIOURS[state_class].default_ttl
-            ttl = fresh if before.op == Op.DELETE else before.ttl
+            if before.op == Op.DELETE:
+                ttl = fresh
+            else:
+                ttl = _after_expire(before) if before.op == Op.TTL else before.ttl
         self._pending[place] = _Pending(Op.SET, encoded, (), ttl, state_class, schema_version)
 
     def set_if_absent(
@@ -265,7 +267,7 @@ class TransactionSteps:
             return
         ttl = before.ttl if later.ttl is KEEP else later.ttl
         if before.op == Op.TTL:
-            later.ttl = ttl
+            later.ttl = _after_expire(before) if later.ttl is KEEP else later.ttl
         elif before.op in (Op.SET, Op.DELETE):
             base = None if before.op == Op.DELETE else _Value(self._decoded(place, before))
             value = self._applied(place, later, base)
@@ -409,9 +411,8 @@ class TransactionSteps:
         if op == Op.DELETE:
             return change(Op.DELETE, field, b"", scope=at)
         if op == Op.TTL:
-            milliseconds = None if pending.ttl is KEEP else ttl_ms(pending.ttl)
-            mode = TTLMode.DROP if milliseconds is None else TTLMode.SET
-            return change(Op.TTL, field, b"", ttl_mode=mode, ttl_ms=milliseconds or 0, scope=at)
+            mode, milliseconds = self.core.expiry(pending.ttl, state_class)
+            return change(Op.TTL, field, b"", ttl_mode=mode, ttl_ms=milliseconds, scope=at)
         schema_version = pending.schema_version
         if op == Op.SET:
             encoded: Encoded = pending.value
@@ -447,6 +448,14 @@ class _Value:
     """A value that only this transaction knows, in the place of one that was read."""
 
     value: Any
+
+
+def _after_expire(before: _Pending) -> Expiry:
+    """What an `expire` leaves to a write behind it: nothing, if the key was not there for it."""
+    milliseconds = None if isinstance(before.ttl, IfPresent) else ttl_ms(before.ttl)
+    if milliseconds is None or milliseconds is KEEP:
+        return before.ttl
+    return IfPresent(milliseconds)
 
 
 def _must_be(fits: bool, place: _Place, value: Any, operation: str) -> None:

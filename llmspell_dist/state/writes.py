@@ -30,7 +30,7 @@ from llmspell_dist.redis.commits import (
 )
 from llmspell_dist.redis.retry import Backoff
 from llmspell_dist.revision import Revision
-from llmspell_dist.state.core import MAX_BATCH, checked_keys, field_of
+from llmspell_dist.state.core import MAX_BATCH, Expiry, IfPresent, checked_keys, field_of
 from llmspell_dist.state.large import INLINE_LIMIT, pieces_of
 from llmspell_dist.state.staging import adopt, stage
 from llmspell_dist.state.steps import Call, Pause
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from llmspell_dist.state.reads import Found, Reads
     from llmspell_dist.state.steps import Steps
     from llmspell_dist.state.values import Encoded
-    from llmspell_dist.ttl import TTL
 
 __all__ = ["ANY", "Writes"]
 
@@ -78,7 +77,7 @@ class Writes:
         scope: str | Scope,
         key: str,
         value: Any,
-        ttl: TTL,
+        ttl: Expiry,
         state_class: StateClass | None,
         schema_version: int,
         ack: Ack | None,
@@ -104,7 +103,7 @@ class Writes:
         scope: str | Scope,
         key: str,
         value: Any,
-        ttl: TTL,
+        ttl: Expiry,
         state_class: StateClass | None,
         schema_version: int,
         ack: Ack | None,
@@ -128,7 +127,7 @@ class Writes:
         scope_key: ScopeKey,
         field: bytes,
         encoded: Encoded,
-        ttl: TTL,
+        ttl: Expiry,
         resolved: StateClass,
         schema_version: int,
         ack: Ack | None,
@@ -154,7 +153,7 @@ class Writes:
         scope: ScopeKey,
         field: bytes,
         encoded: Encoded,
-        ttl: TTL,
+        ttl: Expiry,
         state_class: StateClass,
         schema_version: int,
         place: int = 0,
@@ -178,7 +177,7 @@ class Writes:
         scope: str | Scope,
         key: str,
         value: Any,
-        ttl: TTL,
+        ttl: Expiry,
         state_class: StateClass | None,
         schema_version: int,
         ack: Ack | None,
@@ -198,7 +197,7 @@ class Writes:
         key: str,
         value: Any,
         expected: Revision | None,
-        ttl: TTL,
+        ttl: Expiry,
         state_class: StateClass | None,
         schema_version: int,
         ack: Ack | None,
@@ -229,7 +228,7 @@ class Writes:
         scope: str | Scope,
         key: str,
         by: float,
-        ttl: TTL,
+        ttl: Expiry,
         state_class: StateClass | None,
         ack: Ack | None,
     ) -> Steps[int | float]:
@@ -267,7 +266,7 @@ class Writes:
         return total
 
     def increment_change(
-        self, field: bytes, by: float, ttl: TTL, state_class: StateClass, place: int = 0
+        self, field: bytes, by: float, ttl: Expiry, state_class: StateClass, place: int = 0
     ) -> Change:
         """The change that adds to a number."""
         if not is_number(by):
@@ -285,9 +284,9 @@ class Writes:
             scope=place,
         )
 
-    def expire(self, scope: str | Scope, key: str, ttl: TTL) -> Steps[bool]:
+    def expire(self, scope: str | Scope, key: str, ttl: Expiry) -> Steps[bool]:
         """Let a key end after a while; whether it was there."""
-        milliseconds = ttl_ms(ttl)
+        milliseconds = None if isinstance(ttl, IfPresent) else ttl_ms(ttl)
         if milliseconds is None or milliseconds is KEEP:
             raise InvalidTTLError("ttl", ttl, "must be a time; use persist() to remove it")
         return (yield from self._change_ttl(scope, key, TTLMode.SET, milliseconds))
@@ -313,7 +312,7 @@ class Writes:
         self,
         scope: str | Scope,
         mapping: Mapping[str, Any],
-        ttl: TTL,
+        ttl: Expiry,
         state_class: StateClass | None,
         schema_version: int,
         ack: Ack | None,
@@ -375,11 +374,13 @@ class Writes:
         function: Callable[[Any], Any],
         default: Any,
         attempts: int,
-        ttl: TTL,
+        ttl: Expiry,
         ack: Ack | None,
         state_class: StateClass | None = None,
     ) -> Steps[Any]:
         """Replace a value by what a function makes of it, again if another was faster."""
+        if not callable(function):
+            raise InvalidArgumentError("function", function, "must be callable")
         if type(attempts) is not int or attempts < 1:
             raise InvalidArgumentError("attempts", attempts, "must be an int of at least 1")
         started = monotonic()

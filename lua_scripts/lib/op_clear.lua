@@ -23,6 +23,9 @@ local function op_clear(s, head, key, payload)
   if s.count == 0 then
     return { result = '0' }
   end
+  if s.expiries then
+    flush_expiries(s) -- of earlier items of the group, which are committed
+  end
   local live_keys = s.count - redis.call('ZCOUNT', s.key .. ':ttl', '-inf', format('%.0f', now()))
   return {
     s = s, key = '', expires = '', old_rev = NONE10, apply = apply_clear, result = format('%.0f', live_keys),

@@ -1,11 +1,12 @@
 --- @include "lib/frame"
 -- set: the whole value is replaced.
 -- payload: the encoded value
-local function expiry_after(head, old_expires)
+-- modes: 0 as it is, 1 set, 2 none, 3 set unless there is one, 4 set if the key is there
+local function expiry_after(head, old_expires, old)
   local mode = byte(head, 12)
   if mode == 0 then
     return old_expires
-  elseif mode == 1 or (mode == 3 and old_expires == '') then
+  elseif mode == 1 or (mode == 3 and old_expires == '') or (mode == 4 and old) then
     return p48(now() + u48(head, 13))
   elseif mode == 3 then
     return old_expires
@@ -37,7 +38,7 @@ local function plan_record(s, head, key, old, gone, kind_class, flags, schema, p
   end
   return {
     s = s, key = key, old = old, gone = gone, created = created, old_expires = old_expires,
-    expires = expiry_after(head, old and old_expires or ''), kind_class = kind_class, flags = flags, schema = schema,
+    expires = expiry_after(head, old and old_expires or '', old), kind_class = kind_class, flags = flags, schema = schema,
     payload = payload, log_head = log_head, logged = logged, result = result, apply = apply or apply_record,
     trash = false,
   }

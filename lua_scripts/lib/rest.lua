@@ -24,9 +24,13 @@ local function earlier_outcome(stored, head)
   return sub(stored, 15)
 end
 
--- A retry that finds nothing of itself has not happened, unless the ring that would tell is gone.
-local function lost_ring()
-  return redis.call('EXISTS', ring) == 0 and 'UNKNOWN' or nil
+-- A retry that finds nothing of itself has not happened, unless the ring that would tell is gone or began after it.
+-- flags: 2 this client's ring must exist
+local function unseen_retry(born, head)
+  if born then
+    return tonumber(born) > u48(head, 6) and 'UNKNOWN' or nil
+  end
+  return byte(head, 1) % 4 == 3 and 'UNKNOWN' or nil
 end
 
 -- Conditions: 1 the revision is this, 2 absent, 3 present, 4 the scope's revision is this.

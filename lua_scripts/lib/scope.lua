@@ -101,6 +101,21 @@ local function call_in_chunks(command, key, args, most)
   end
 end
 
+local function flush_expiries(s)
+  local add, remove = {}, {}
+  for key, at in pairs(s.expiries) do
+    if at then
+      add[#add + 1] = format('%.0f', at)
+      add[#add + 1] = key
+    else
+      remove[#remove + 1] = key
+    end
+  end
+  call_in_chunks('ZADD', s.key .. ':ttl', add, 2000)
+  call_in_chunks('ZREM', s.key .. ':ttl', remove, 1000)
+  s.expiries = false
+end
+
 local function flush_scope(s, due_key)
   local args, n, gone = { '$$', '\1' .. s.rev .. p32(s.count) .. p48(s.size) .. s.tail }, 2, {}
   for key, record in pairs(s.writes) do
@@ -113,17 +128,7 @@ local function flush_scope(s, due_key)
   call_in_chunks('HSET', s.key, args, 2000)
   call_in_chunks('HDEL', s.key, gone, 1000)
   if s.expiries then
-    local add, remove = {}, {}
-    for key, at in pairs(s.expiries) do
-      if at then
-        add[#add + 1] = format('%.0f', at)
-        add[#add + 1] = key
-      else
-        remove[#remove + 1] = key
-      end
-    end
-    call_in_chunks('ZADD', s.key .. ':ttl', add, 2000)
-    call_in_chunks('ZREM', s.key .. ':ttl', remove, 1000)
+    flush_expiries(s)
   end
   if s.count == 0 and not s.due then
     s.due = now() + EMPTY_SCOPE_MS

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import date
+from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import pytest
 from fix_state import Expiring, Store
@@ -180,12 +183,30 @@ async def test_a_removal_from_a_missing_map_begins_an_empty_one(state: StateMana
 
 
 async def test_fields_need_not_be_text(state: StateManager) -> None:
-    """Any key of a dict is a field."""
-    fields: dict[Any, Any] = {1: "a", "1": "b", None: "c", (1, 2): "d", b"x": "e", 2.5: "f"}
+    """Whatever has one form only can be a field."""
+    day = date(2026, 11, 23)
+    fields: dict[Any, Any] = {1: "a", "1": "b", None: "c", day: "d", b"x": "e", UUID(int=1): "f"}
     await state.merge(S, "m", fields)
     assert await state.get(S, "m") == fields
-    await state.merge(S, "m", {}, remove=[1, None, (1, 2)])
-    assert await state.get(S, "m") == {"1": "b", b"x": "e", 2.5: "f"}
+    await state.merge(S, "m", {}, remove=[1, None, day])
+    assert await state.get(S, "m") == {"1": "b", b"x": "e", UUID(int=1): "f"}
+
+
+@pytest.mark.parametrize("field", [True, 1.0, Decimal(1), (1,), frozenset({1})])
+async def test_a_field_that_equals_another_in_another_form_is_refused(
+    state: StateManager, store: Store, field: Any
+) -> None:
+    """To Python 1, True and 1.0 are one key; on the server they would be three."""
+    await state.merge(S, "m", {1: "one"})
+    before = store.dump()
+    for call in (
+        lambda: state.merge(S, "m", {field: "other"}),
+        lambda: state.merge(S, "m", {}, remove=[field]),
+    ):
+        with pytest.raises(InvalidArgumentError) as caught:
+            await call()
+        assert caught.value.argument == "mapping"
+    assert store.dump() == before
 
 
 async def test_20000_elements_work_as_ten_do(state: StateManager, store: Store) -> None:
@@ -306,7 +327,7 @@ async def test_what_cannot_be_stored_is_refused_with_its_path_before_anything_is
     assert ".a[0]" in caught.value.path
     with pytest.raises(CodecError):
         await state.merge(S, "m", {"a": object()})
-    with pytest.raises(CodecError):
+    with pytest.raises(InvalidArgumentError):
         await state.merge(S, "m", {object(): 1})
     with pytest.raises(InvalidArgumentError, match="items"):
         await state.append(S, "l")

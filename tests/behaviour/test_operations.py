@@ -157,9 +157,33 @@ async def test_a_conflict_is_remembered_too(sender: Sender, state: StateManager)
 async def test_rings_expire_when_nobody_uses_them(sender: Sender, raw: Raw) -> None:
     """After an hour; renewing is asked for now and then."""
     sender.one(1, sender.add(1), 0)
-    assert raw("PTTL", sender.ring) == -1
-    sender.one(2, sender.add(1), RENEW_RING)
     assert 3_590_000 < raw("PTTL", sender.ring) <= 3_600_000
+    raw("PEXPIRE", sender.ring, 60_000)
+    sender.one(2, sender.add(1), 0)
+    assert raw("PTTL", sender.ring) <= 60_000
+    sender.one(3, sender.add(1), RENEW_RING)
+    assert 3_590_000 < raw("PTTL", sender.ring) <= 3_600_000
+
+
+async def test_a_ring_is_there_even_if_nothing_was_kept_in_it(sender: Sender, raw: Raw) -> None:
+    """A first operation that changes nothing leaves no ring without an end."""
+    nothing = sender.commit(change(Op.DELETE, b"missing", b""))
+    assert sender.one(1, nothing, RENEW_RING) == b"- 0"
+    assert 3_590_000 < raw("PTTL", sender.ring) <= 3_600_000
+    assert raw("HGET", sender.ring, "born") == b"1"
+
+
+async def test_a_retry_older_than_its_ring_is_unknown(
+    sender: Sender, state: StateManager, raw: Raw
+) -> None:
+    """The ring expired and began anew: that it does not know an operation proves nothing."""
+    sender.one(1, sender.add(1), 0)
+    raw("DEL", sender.ring)
+    sender.one(2, sender.add(1), 0)
+    assert sender.one(1, sender.add(1), RETRY) == b"UNKNOWN"
+    assert sender.one(1, sender.add(1), RETRY | RING_EXPECTED) == b"UNKNOWN"
+    assert await state.get(S, "n") == 2
+    assert not sender.one(3, sender.add(1), RETRY).startswith(b"UNKNOWN")
 
 
 async def test_every_member_of_a_group_has_its_own_outcome(

@@ -23,7 +23,7 @@ COPIED = ("llmspell_dist", "lua_scripts", "tests", "pyproject.toml")
 LEAST = 8
 
 
-def test_of(patch: Path) -> list[str]:
+def named_test(patch: Path) -> list[str]:
     """Return pytest's arguments for the test that must notice a defect."""
     for line in patch.read_text(encoding="utf-8").splitlines():
         if line.startswith("Test: "):
@@ -100,7 +100,7 @@ def test_a_defect_still_applies(patch: Path, tmp_path: Path) -> None:
         shutil.copy(ROOT / path, tmp_path / path)
     check = git(tmp_path, "apply", "--check", "--verbose", str(patch))
     assert check.returncode == 0, check.stderr
-    test, *_ = test_of(patch)
+    test, *_ = named_test(patch)
     assert (ROOT / test).is_file()
 
 
@@ -117,7 +117,7 @@ def test_a_defect_is_noticed(patch: Path, copy: Path) -> None:
     """With the protection gone, the test that is there for it fails."""
     applied = git(copy, "apply", str(patch))
     assert applied.returncode == 0, applied.stderr
-    result = run(copy, test_of(patch))
+    result = run(copy, named_test(patch))
     assert result.returncode == pytest.ExitCode.TESTS_FAILED, result.stdout[-3000:] + result.stderr
 
 
@@ -126,5 +126,5 @@ def test_a_defect_is_noticed(patch: Path, copy: Path) -> None:
 @pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.stem)
 def test_without_the_defect_the_same_test_passes(patch: Path, copy: Path) -> None:
     """It fails for the defect, and for nothing else."""
-    result = run(copy, test_of(patch))
+    result = run(copy, named_test(patch))
     assert result.returncode == pytest.ExitCode.OK, result.stdout[-3000:] + result.stderr

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from fix_faults import SCOPE, Servers, blocking_client, client, outcome, raw_to
+from fix_faults import SCOPE, Servers, blocking_client, client, hasty_acks, outcome, raw_to
 from fix_state import until
 
 from llmspell_dist import StateClass
@@ -24,6 +24,7 @@ async def test_a_level_that_nobody_gives_is_not_reached(
     server = own_server()
     async with client(server, namespace) as spell:
         with blocking_client(server, namespace) as blocks:
+            hasty_acks(spell, blocks)
             levels = (replicated(1), REPLICATED_ALL)
             calls = [spell.state.increment(SCOPE, "n", ack=level) for level in levels]
             calls += [
@@ -86,6 +87,7 @@ async def test_a_replica_is_reached_and_critical_asks_for_all(
         await state.set(SCOPE, "b", 2, state_class=StateClass.CRITICAL)
         hash_key = state._driver.core.scope_key(SCOPE).hash
         assert other("HEXISTS", hash_key, "b") == 1
+        hasty_acks(spell)
         error = await outcome(state.set(SCOPE, "c", 3, ack=replicated(2)))
         assert type(error) is AckNotReachedError
         assert "1 replicas" in str(error)
@@ -105,13 +107,13 @@ async def test_a_replica_is_reached_and_critical_asks_for_all(
     other.close()
 
 
-@pytest.mark.xfail(strict=True, reason="bugs.md: settle() does not look at whether it was reached")
 async def test_a_level_that_is_asked_for_again_in_vain_is_said_again(
     own_server: Servers, namespace: str
 ) -> None:
     """Settling an unreached level does not turn it into a success."""
     server = own_server()
     async with client(server, namespace) as spell:
+        hasty_acks(spell)
         error = await outcome(spell.state.set(SCOPE, "a", 1, ack=replicated(1)))
         again = await outcome(spell.state.retry(error.operation))
         assert type(again) is AckNotReachedError

@@ -31,7 +31,7 @@ from llmspell_dist.redis.embedded import EmbeddedServer
 
 pytestmark = [pytest.mark.integration, pytest.mark.needs("restart")]
 
-HASTY: dict[str, Any] = {"call_timeout": 0.3, "connect_timeout": 0.3, "retry_budget": 1.0}
+HASTY: dict[str, Any] = {"call_timeout": 0.3, "connect_timeout": 0.3, "retry_budget": 0.6}
 
 
 async def test_a_server_that_is_down_at_the_start_is_named_in_time(
@@ -166,7 +166,7 @@ async def test_requests_that_a_stopped_server_wakes_up_to_are_done_once(
             with stopped(server.pid):
                 calls = [asyncio.to_thread(spell.state.increment, SCOPE, "n") for _ in range(4)]
                 waiting = asyncio.gather(*calls)
-                await asyncio.wait([waiting], timeout=1.2)
+                await asyncio.wait([waiting], timeout=0.8)
             assert sorted(await waiting) == [2, 3, 4, 5]
             idle = spell._connections._idle
             for _ in range(len(idle)):  # with every connection
@@ -179,7 +179,7 @@ async def test_requests_that_a_stopped_server_wakes_up_to_are_done_once(
             await ends(writers.burst(spell.state, 50))
             with stopped(server.pid):
                 tasks = writers.burst(spell.state, 500)
-                await asyncio.wait(tasks, timeout=1.5)
+                await asyncio.wait(tasks, timeout=0.9)
             await ends(tasks)
             counts = await writers.check(spell.state)
             assert counts["acknowledged"] == 550

@@ -17,7 +17,7 @@ from llmspell_dist.redis.ring import WINDOW
 pytestmark = [pytest.mark.integration, pytest.mark.needs("process")]
 
 
-@pytest.mark.parametrize("tasks", [5000, pytest.param(20_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("tasks", [3000, pytest.param(20_000, marks=pytest.mark.slow)])
 async def test_thousands_of_tasks_at_once_all_end_in_bounded_memory(
     server: Server, namespace: str, store: Store, tasks: int
 ) -> None:

@@ -164,7 +164,6 @@ async def test_an_async_client_works_on_both_sides_of_a_fork(
     store.check()
 
 
-@pytest.mark.xfail(strict=True, reason="bugs.md: close() awaits a task of the parent's loop")
 async def test_a_client_that_keeps_house_can_be_closed_after_a_fork(
     server: Server, namespace: str
 ) -> None:

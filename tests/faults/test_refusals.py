@@ -235,7 +235,7 @@ async def test_a_loading_server_is_waited_for_and_then_named(
     server = own_server(config=config)
     async with client(server, namespace) as spell, client(server, namespace, **HASTY) as hasty:
         with wired(server) as raw:
-            for i in range(500):
+            for i in range(250):
                 raw("SET", f"filler{i}", b"x" * 1000)
             await spell.state.set(SCOPE, "a", 1)
             await hasty.state.set(SCOPE, "b", 1)
@@ -316,7 +316,15 @@ def lame(server: EmbeddedServer, raw: Raw, missing: str) -> Any:
 
 
 @pytest.mark.needs("acl")
-@pytest.mark.parametrize("missing", ["evalsha", "zadd", "hset", "rpush", "sadd", "pexpire"])
+@pytest.mark.parametrize(
+    "missing",
+    [
+        "evalsha",
+        "hset",
+        *[pytest.param(name, marks=pytest.mark.slow) for name in ("zadd", "rpush", "sadd")],
+        pytest.param("pexpire", marks=pytest.mark.slow),
+    ],
+)
 async def test_a_right_that_commits_need_is_missed_at_the_start(
     own_server: Servers, namespace: str, missing: str
 ) -> None:

@@ -314,9 +314,9 @@ def test_sizes_are_the_same_on_both_sides() -> None:
 
 def test_modes_of_expiry_and_conditions_are_those_that_the_scripts_know() -> None:
     """Their numbers stand in requests that another release may have packed."""
-    assert list(TTLMode) == [0, 1, 2, 3]
+    assert list(TTLMode) == [0, 1, 2, 3, 4]
     assert list(ConditionMode) == [1, 2, 3, 4]
-    assert set(re.findall(r"mode == (\d)", source_of("lib/op_set"))) == {"0", "1", "3"}
+    assert set(re.findall(r"mode == (\d)", source_of("lib/op_set"))) == {"0", "1", "3", "4"}
     assert set(re.findall(r"mode == (\d)", source_of("lib/rest"))) == {"2", "3", "4"}
 
 
