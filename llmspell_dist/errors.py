@@ -244,6 +244,10 @@ class CodecError(SpellError, ValueError):
         self.reason = reason
         super().__init__(f"{self.path}: {reason}")
 
+    def inside(self, step: str) -> CodecError:
+        """Return the error as one of a larger value: ``$.x`` at the step ``[3]`` is ``$[3].x``."""
+        return type(self)(f"${step}{self.path.removeprefix('$')}", self.reason)
+
 
 class CircularReferenceError(CodecError):
     """A value contains itself."""
@@ -270,6 +274,11 @@ class LimitError(SpellError, ValueError):
         at = f"{self.path}: " if self.path else ""
         found = "more than the limit" if actual is None else f"{actual:,} exceeds the limit"
         super().__init__(f"{at}{what}: {found} of {limit:,}")
+
+    def inside(self, step: str) -> LimitError:
+        """Return the error as one of a larger value, as `CodecError.inside` does."""
+        path = f"${step}{(self.path or '').removeprefix('$')}"
+        return type(self)(self.what, self.actual, self.limit, path)
 
 
 class NumberOverflowError(LimitError):
@@ -338,6 +347,26 @@ class UpdateConflictError(ConflictError):
         self.args = (f"gave up after {attempts} attempts in {elapsed_s:.3f} s: {self.args[0]}",)
 
 
+_HELD = {
+    "value": "another kind of value",
+    "blob": "a large value",
+    "map": "a dict",
+    "str": "a text",
+    "bytes": "bytes",
+    "NoneType": "None",
+    "int": "a number",
+    "float": "a number",
+    # What a transaction has planned for the key, before anything is sent.
+    "append": "a list",
+    "merge": "a dict",
+    "increment": "a number",
+    "adopt": "another kind of value",
+    "set": "another kind of value",
+    "ttl": "another kind of value",
+    "delete": "nothing",
+}
+
+
 class WrongKindError(SpellError):
     """The operation does not fit the kind of value that the key holds; nothing was changed."""
 
@@ -348,7 +377,8 @@ class WrongKindError(SpellError):
         self.key = key
         self.kind = kind
         self.operation = operation
-        super().__init__(f"{operation} does not work on the {kind} at {shorten(key)} in {scope}")
+        held = _HELD.get(kind, f"a {kind}")
+        super().__init__(f"{shorten(key)} in {scope} holds {held}: {operation} does not work on it")
 
 
 class ClassChangedError(SpellError):
@@ -527,7 +557,7 @@ class OutcomeUnknownError(StoreUnavailableError):
 
 
 class AckNotReachedError(OutcomeUnknownError):
-    """A write was applied, but not acknowledged at the level that was asked for."""
+    """A write is in the primary's memory, but the level that was asked for was not reached in time."""
 
     code = "ACK_NOT_REACHED"
 
@@ -543,6 +573,9 @@ class AckNotReachedError(OutcomeUnknownError):
         self.reached = reached
         """What was reached instead, such as a number of replicas."""
         super().__init__(server, f"asked for {level}, reached {reached}", True, operation)
+
+    def _message(self) -> str:
+        return f"{self.server}: the write has happened, but not as safely: {self.said}"
 
 
 class StoreTimeoutError(StoreUnavailableError):

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from llmspell_dist.redis.embedded import EmbeddedServer
+from llmspell_dist.redis.locate import memory_servers
 
 __all__ = ["embedded_server", "memory_url"]
 
@@ -27,11 +28,9 @@ def memory_url(name: str | None = None) -> Iterator[str]:
     """Give the URL of a server inside this process that starts empty and ends with the block.
 
     Fast to create and gone without trace; one process only, no persistence. Needs the extra
-    ``memory``. Two blocks that use the same `name` at once share the server.
+    ``memory``, else `StoreUnavailableError`. Two blocks that use the same `name` at once share the server.
     """
-    # Imported here: whoever tests against real servers need not have fakeredis.
-    from llmspell_dist.redis import memory  # noqa: PLC0415
-
+    memory = memory_servers()
     chosen = name or f"testing-{os.getpid()}-{next(_serial)}"
     memory.acquire(chosen)
     try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from pathlib import Path
 
 from llmspell_dist.errors import StoreUnavailableError
 from llmspell_dist.redis.server_folder import (
@@ -26,6 +27,7 @@ from llmspell_dist.redis.server_folder import (
     status,
     tidy,
     until,
+    using,
 )
 from llmspell_dist.redis.server_process import EmbeddedServer, TLSFiles, launch
 
@@ -52,10 +54,13 @@ def ensure_running(
     """Return the shared server of `folder`, started if it was not up.
 
     It outlives the caller; any number of processes may ask at once and get the same one.
-    Raises `StoreUnavailableError` with the end of its log if it does not come up.
+    Raises `StoreUnavailableError` if the folder cannot be used, or with the end of the server's log
+    if it does not come up.
     """
     path = resolve(folder)
-    if not path.is_dir() or not ready(socket_path(path), None):
+    with using(path):
+        up = path.is_dir() and ready(socket_path(path), None)
+    if not up:
         launch(EmbeddedServer(folder=path, binary=binary, start_timeout_s=timeout_s), detached=True)
     return status(path)
 
@@ -67,6 +72,11 @@ def stop(folder: str | os.PathLike[str] | None = None, *, timeout_s: float = 15.
     otherwise `StoreUnavailableError`. A server that does not end in time is killed.
     """
     path = resolve(folder)
+    with using(path):
+        return _stop(path, timeout_s)
+
+
+def _stop(path: Path, timeout_s: float) -> bool:
     if not is_held(path):
         return False
     where = socket_path(path)

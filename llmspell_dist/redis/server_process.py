@@ -24,6 +24,7 @@ from llmspell_dist.redis.server_folder import (
     tidy,
     try_lock,
     until,
+    using,
 )
 
 _LOG_TAIL = 400  # characters
@@ -220,6 +221,11 @@ def launch(server: EmbeddedServer, *, detached: bool) -> subprocess.Popen[bytes]
 
     Returns None if `detached` and another process was faster; the folder's server is up then.
     """
+    with using(server.path):
+        return _launch(server, detached=detached)
+
+
+def _launch(server: EmbeddedServer, *, detached: bool) -> subprocess.Popen[bytes] | None:
     folder, path = server.path, server.socket
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 

@@ -16,8 +16,10 @@ from llmspell_dist.changes import Op
 from llmspell_dist.classes import StateClass
 from llmspell_dist.errors import (
     ClassChangedError,
+    CodecError,
     ConflictError,
     InvalidArgumentError,
+    LimitError,
     WrongKindError,
 )
 from llmspell_dist.records import Kind
@@ -70,7 +72,13 @@ class Partial:
             rule = f"must be at most {MAX_ELEMENTS:,} in one call"
             raise InvalidArgumentError("items", len(items), rule)
         encode, name = self.core.values.encode_element, scope.scope.text
-        return [encode(item, state_class, name, key) for item in items]
+        elements: list[bytes] = []
+        try:
+            for item in items:
+                elements.append(encode(item, state_class, name, key))  # noqa: PERF401 - counted
+        except (CodecError, LimitError) as error:
+            raise error.inside(f"[{len(elements)}]") from None
+        return elements
 
     def fields(
         self, scope: ScopeKey, key: str, mapping: Mapping[Any, Any], state_class: StateClass
@@ -87,11 +95,13 @@ class Partial:
         self, scope: ScopeKey, key: str, mapping: Mapping[Any, Any], state_class: StateClass
     ) -> dict[bytes, bytes]:
         encode, name = self.core.values.encode_element, scope.scope.text
-        pack_field = self._field
-        return {
-            pack_field(field): encode(value, state_class, name, key)
-            for field, value in mapping.items()
-        }
+        fields: dict[bytes, bytes] = {}
+        for field, value in mapping.items():
+            try:
+                fields[self._field(field)] = encode(value, state_class, name, key)
+            except (CodecError, LimitError) as error:
+                raise error.inside(f".{field}" if type(field) is str else f"[{field!r}]") from None
+        return fields
 
     def _field(self, field: Any) -> bytes:
         """Encode the name of a field; of equal names there must be one form only."""

@@ -11,6 +11,7 @@ from llmspell_dist.classes import BEHAVIOURS, StateClass
 from llmspell_dist.codec import encode_number, is_number
 from llmspell_dist.errors import (
     ClassChangedError,
+    CodecError,
     ConflictError,
     InvalidArgumentError,
     InvalidTTLError,
@@ -336,7 +337,10 @@ class Writes:
             if field in changes:
                 raise InvalidArgumentError("mapping", key, "must not name one key twice")
             resolved = resolve(scope_key.scope, key, state_class)
-            encoded = encode(value, resolved, name, key)
+            try:
+                encoded = encode(value, resolved, name, key)
+            except (CodecError, LimitError) as error:
+                raise error.inside(f".{key}") from None
             durable = durable or core.ack_for(resolved, ack)
             if len(encoded.payload) <= INLINE_LIMIT:
                 changes[field] = core.set_change(0, field, encoded, ttl, resolved, schema_version)

@@ -125,22 +125,23 @@ BAD_VALUES: list[tuple[Any, str]] = [
 async def test_a_value_of_an_unsupported_type_is_refused_with_its_path(
     state: StateManager, store: Store
 ) -> None:
-    """By every call that stores one."""
+    """By every call that stores one; a call with several names which of them."""
     await state.set(S, "k", 1)
     before = store.dump(without=())
-    calls: list[Callable[[Any], Any]] = [
-        lambda value: state.set(S, "k", value),
-        lambda value: state.set_if_absent(S, "k", value),
-        lambda value: state.compare_and_set(S, "k", value, expected=None),
-        lambda value: state.set_many(S, {"a": 1, "k": value}),
-        lambda value: state.append(S, "l", value),
-        lambda value: state.merge(S, "m", {"f": value}),
-        lambda value: state.update(S, "k", lambda _: value),
+    calls: list[tuple[Callable[[Any], Any], str]] = [
+        (lambda value: state.set(S, "k", value), "$"),
+        (lambda value: state.set_if_absent(S, "k", value), "$"),
+        (lambda value: state.compare_and_set(S, "k", value, expected=None), "$"),
+        (lambda value: state.set_many(S, {"a": 1, "k": value}), "$.k"),
+        (lambda value: state.append(S, "l", 0, value), "$[1]"),
+        (lambda value: state.merge(S, "m", {"f": value}), "$.f"),
+        (lambda value: state.merge(S, "m", {7: value}), "$[7]"),
+        (lambda value: state.update(S, "k", lambda _: value), "$"),
     ]
-    for call, (value, path) in itertools.product(calls, BAD_VALUES):
+    for (call, root), (value, path) in itertools.product(calls, BAD_VALUES):
         with pytest.raises(CodecError) as caught:
             await call(value)
-        assert caught.value.path == path
+        assert caught.value.path == path.replace("$", root, 1)
     assert store.dump(without=()) == before
 
 
