@@ -108,7 +108,7 @@ class Assembly:
             raise StorePermissionError(core.server, said)
 
     def _strongest_ack(self, info: ServerInfo | None) -> Steps[Ack]:
-        """What the class Critical waits for: replicas if there are any, else the disk."""
+        """Return what the class Critical waits for: replicas if there are any, else the disk."""
         if info is not None and info.replicas:
             return REPLICATED_ALL
         reply = yield Command(pack("INFO", "persistence"), "INFO")
@@ -130,13 +130,14 @@ def _has_waitaof(info: ServerInfo | None) -> bool:
 def complete_options(
     namespace: str | None, client_name: str | None, options: Options | None
 ) -> Options:
-    """The options of a client: what is given by name goes before what the options say."""
+    """Return the options of a client: what is given by name goes before what the options say."""
     if options is not None and not isinstance(options, Options):
         raise InvalidArgumentError("options", options, "must be an Options or None")
     if options is None:
-        options = Options(namespace=default_namespace() if namespace is None else namespace)
-    elif namespace is not None:
-        options = replace(options, namespace=namespace)
+        options = Options()
+    if namespace is None:
+        namespace = options.namespace
+    options = replace(options, namespace=default_namespace() if namespace is None else namespace)
     name = options.client_name if client_name is None else client_name
     if name is None:
         host = "".join(c if c.isascii() and c.isalnum() else "-" for c in socket.gethostname())
@@ -151,7 +152,7 @@ def assemble(url: str | None, options: Options) -> Assembly:
     codec = options.make_codec()
     clock = ServerClock()
     core = Core(
-        KeySpace(options.namespace, options.shards or 1),
+        KeySpace(options.namespace or default_namespace(), options.shards or 1),
         Values(codec, options.cipher),
         options.classes.resolver(),
         clock,

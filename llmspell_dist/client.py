@@ -8,7 +8,7 @@ import logging
 import random
 from collections.abc import Generator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from llmspell_dist.assembly import Assembly, assemble, complete_options
 from llmspell_dist.config import Options
@@ -70,10 +70,10 @@ class Spell:
         """Remove what expired and shorten the log, if it is this process's turn."""
         while True:
             # Jittered, so that the processes of a fleet do not ask at the same moment.
-            await asyncio.sleep(INTERVAL_S * random.uniform(0.5, 1.0))  # noqa: S311
+            await asyncio.sleep(INTERVAL_S * random.uniform(0.5, 1.0))
             try:
-                while await self._driver.run(housekeep(self._assembly.core)):
-                    await asyncio.sleep(0)
+                while await self._driver.run(housekeep(self._assembly.core)):  # noqa: ASYNC110
+                    await asyncio.sleep(0)  # others come first
             except SpellError as error:
                 logger.debug("housekeeping failed, another process may do it: %s", error)
 
@@ -88,7 +88,7 @@ class Spell:
         await self._lanes.close()
         self._assembly.release()
 
-    async def __aenter__(self) -> Spell:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
@@ -101,7 +101,7 @@ class Spell:
 
 
 class _Connecting:
-    """What `connect` returns: opens with ``async with``, or with ``await`` and is closed by hand."""
+    """What `connect` returns: opened by ``async with``, or by ``await`` and closed by hand."""
 
     def __init__(self, url: str | None, options: Options) -> None:
         self._url = url
@@ -153,7 +153,7 @@ def connect(
     client_name: str | None = None,
     options: Options | None = None,
 ) -> _Connecting:
-    """Connect to shared state: ``async with connect(url) as spell``, or ``spell = await connect(url)``.
+    """Connect to shared state, with ``async with``; or with ``await``, to be closed by hand.
 
     `url`: ``redis://``, ``rediss://``, ``unix://``, ``embedded:///folder`` (a real server that is
     started if need be) or ``memory://name`` (inside this process); by default ``LLMSPELL_URL``,

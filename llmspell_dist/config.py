@@ -227,7 +227,8 @@ def _check_int(name: str, value: object, low: int, high: int) -> None:
 class Options:
     """How a client behaves. Every field is checked, and an error names it."""
 
-    namespace: str = DEFAULT_NAMESPACE
+    namespace: str | None = None
+    """None: that of the environment variable ``LLMSPELL_NAMESPACE``, else ``llmspell``."""
     client_name: str | None = None
     """What the server lists this client as: printable ASCII without spaces."""
     connect_timeout: float = 5.0
@@ -257,7 +258,10 @@ class Options:
     """None: what the namespace has, or 1 for a new one off cluster and 256 in a cluster."""
 
     def __post_init__(self) -> None:
-        KeySpace(self.namespace, 1 if self.shards is None else self.shards)
+        if self.namespace is not None:
+            KeySpace(self.namespace)
+        if self.shards is not None:
+            KeySpace(shards=self.shards)
         name = self.client_name
         if name is not None and not (
             type(name) is str

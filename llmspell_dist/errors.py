@@ -557,7 +557,7 @@ class OutcomeUnknownError(StoreUnavailableError):
 
 
 class AckNotReachedError(OutcomeUnknownError):
-    """A write is in the primary's memory, but the level that was asked for was not reached in time."""
+    """A write is in the primary's memory, but the level asked for was not reached in time."""
 
     code = "ACK_NOT_REACHED"
 

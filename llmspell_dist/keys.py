@@ -59,10 +59,7 @@ def validate_key(key: str) -> bytes:
     try:
         return _fields[key]
     except (KeyError, TypeError):
-        if type(key) is str and _COMMON(key):
-            field = key.encode()
-        else:
-            field = _checked_field(key)
+        field = key.encode() if type(key) is str and _COMMON(key) else _checked_field(key)
     if len(_fields) >= _CACHE_LIMIT:
         _fields.clear()
     _fields[key] = field

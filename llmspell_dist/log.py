@@ -47,7 +47,7 @@ class LogSteps:
     def entries(
         self, shard: str, after: Revision | None, limit: int, newest_first: bool
     ) -> Steps[list[LogEntry]]:
-        """Some entries of a shard's log."""
+        """Return some entries of a shard's log."""
         if type(limit) is not int or not 1 <= limit <= MAX_PAGE:
             raise InvalidArgumentError("limit", limit, f"must be an int from 1 to {MAX_PAGE:,}")
         _check_position("after", after)

@@ -56,7 +56,7 @@ class Revision(NamedTuple):
         try:
             ms, _, seq = text.partition("-") if isinstance(text, str) else text.partition(b"-")
             if not (ms.isdigit() and seq.isdigit() and text.isascii()):
-                raise ValueError(text)
+                raise ValueError(text)  # noqa: TRY301 - as int() would
             revision = cls(int(ms), int(seq))
         except (ValueError, AttributeError, TypeError):
             raise InvalidArgumentError("revision", text, "must look like 1732374145123-0") from None

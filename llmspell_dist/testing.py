@@ -28,7 +28,8 @@ def memory_url(name: str | None = None) -> Iterator[str]:
     """Give the URL of a server inside this process that starts empty and ends with the block.
 
     Fast to create and gone without trace; one process only, no persistence. Needs the extra
-    ``memory``, else `StoreUnavailableError`. Two blocks that use the same `name` at once share the server.
+    ``memory``, else `StoreUnavailableError`. Two blocks with the same `name` at once share the
+    server.
     """
     memory = memory_servers()
     chosen = name or f"testing-{os.getpid()}-{next(_serial)}"

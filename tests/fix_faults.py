@@ -80,11 +80,11 @@ def stopped(pid: int | None) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
-def hasty_acks(*spells: Any) -> None:
-    """Let clients wait for replicas and disks for a tenth of a second, not for one."""
+def wait_for_acks(seconds: float, *spells: Any) -> None:
+    """Let clients wait for replicas and disks for so long, instead of for a second."""
     for spell in spells:
         driver = spell._lanes.durable if hasattr(spell, "_lanes") else spell._connections
-        driver.options = replace(driver.options, ack_timeout=0.1)
+        driver.options = replace(driver.options, ack_timeout=seconds)
 
 
 def environment() -> dict[str, str]:

@@ -16,7 +16,7 @@ SOURCES = {
     "llmspell_dist/state/manager.py": "llmspell_dist/blocking/_manager.py",
     "llmspell_dist/log.py": "llmspell_dist/blocking/_log.py",
 }
-NOTICE = "# Written by tools/make_blocking.py from {source}; change that file, not this one.\n"
+NOTICE = "# Written by tools/make_blocking.py from {source}: change that.\n"
 
 RULES = [
     (r"\basync (def|for|with)\b", r"\1"),
@@ -41,7 +41,7 @@ RULES = [
 
 
 def translated(source: str, text: str) -> str:
-    """The blocking twin of a module."""
+    """Return the blocking twin of a module."""
     if source == "llmspell_dist/log.py":
         text = _only_the_shell(text)
     for pattern, replacement in RULES:
@@ -50,7 +50,7 @@ def translated(source: str, text: str) -> str:
 
 
 def _only_the_shell(text: str) -> str:
-    """The class with the coroutines; the steps beside it serve both."""
+    """Return the class with the coroutines; the steps beside it serve both."""
     shell = text[text.index("class ChangeLog:") :]
     shell = shell[: shell.index("\n\ndef ")]
     return (
@@ -73,7 +73,7 @@ def formatted(text: str, name: str) -> str:
         ["format", "--quiet"],
     ):
         command = [sys.executable, "-m", "ruff", *arguments, "--stdin-filename", name, "-"]
-        done = subprocess.run(  # noqa: S603 - our own interpreter
+        done = subprocess.run(
             command, input=text, capture_output=True, text=True, check=True, cwd=ROOT
         )
         text = done.stdout

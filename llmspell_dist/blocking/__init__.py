@@ -1,4 +1,4 @@
-"""The same shared state for code without an event loop: threads, scripts, notebooks, prefork servers.
+"""The same shared state for code without an event loop: threads, scripts, prefork servers.
 
 ::
 
@@ -11,7 +11,7 @@ Every method of the asynchronous surface is here, with the same arguments, resul
 from __future__ import annotations
 
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from llmspell_dist.assembly import Assembly, assemble, complete_options
 from llmspell_dist.blocking._log import ChangeLog
@@ -68,7 +68,7 @@ class Spell:
         self._connections.close()
         self._assembly.release()
 
-    def __enter__(self) -> Spell:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -87,7 +87,7 @@ def connect(
     client_name: str | None = None,
     options: Options | None = None,
 ) -> Spell:
-    """Connect to shared state: ``with connect(url) as spell``, or close it by hand.
+    """Connect to shared state; a context manager, or to be closed by hand.
 
     Arguments and errors are those of `llmspell_dist.connect`. The client may be shared between
     threads and used after a fork.

@@ -1,4 +1,4 @@
-# Written by tools/make_blocking.py from llmspell_dist/log.py; change that file, not this one.
+# Written by tools/make_blocking.py from llmspell_dist/log.py: change that.
 """The change log, blocking."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-# Written by tools/make_blocking.py from llmspell_dist/state/manager.py; change that file, not this one.
+# Written by tools/make_blocking.py from llmspell_dist/state/manager.py: change that.
 """The state manager: shared state by scope and key, blocking."""
 
 from __future__ import annotations
@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from types import TracebackType
-from typing import Any, TypeVar, overload
+from typing import Any, Self, TypeVar, overload
 
 from llmspell_dist.ack import Ack
 from llmspell_dist.blocking.driver import SyncDriver
@@ -165,7 +165,7 @@ class StateManager:
         scope: str | Scope,
         key: str,
         *,
-        expected: Revision | None | _Any = ANY,
+        expected: Revision | _Any | None = ANY,
         ack: Ack | None = None,
     ) -> bool:
         """Remove a key; return whether it was there. With `expected` only at that revision."""
@@ -339,7 +339,7 @@ class StateManager:
         """Iterate over the keys of a scope, in constant memory.
 
         `prefix` is taken literally, `match` is a glob (``*``, ``?``, ``[a-z]``). This is no
-        snapshot: a key that is set or deleted meanwhile may or may not come, and one may come twice.
+        snapshot: a key that is set or deleted meanwhile may come or not, and one may come twice.
         """
         cursor = None
         while True:
@@ -478,7 +478,7 @@ class StateManager:
 
 
 class Transaction:
-    """Reads that must still hold, and writes that happen together; see `StateManager.transaction`."""
+    """Reads that must still hold and writes that happen together: `StateManager.transaction`."""
 
     def __init__(self, driver: SyncDriver, steps: TransactionSteps) -> None:
         self._driver = driver
@@ -564,7 +564,7 @@ class Transaction:
         """Let a key end after `ttl` from the commit on; None lets it stay."""
         self._steps.expire(scope, key, ttl)
 
-    def __enter__(self) -> Transaction:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

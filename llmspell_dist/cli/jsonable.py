@@ -18,6 +18,7 @@ from typing import Any, Final
 from uuid import UUID
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from llmspell_dist.cli.wording import wrong
 from llmspell_dist.errors import InvalidArgumentError
 
 __all__ = ["TAGS", "from_json", "parse_json", "to_json"]
@@ -127,24 +128,28 @@ def _zoned(moment: datetime, zone: str | None) -> datetime:
 
 
 def _bad(path: str, tag: str) -> InvalidArgumentError:
-    return InvalidArgumentError("VALUE", path, f"must have well-formed content in {tag}")
+    return wrong(f"VALUE at {path[:200]}", f"must have well-formed content in {tag}")
 
 
 def _no_constant(name: str) -> Any:
-    raise ValueError(name)
+    raise ValueError(f'{name} is written {{"$float": "{float(name)}"}}')
+
+
+def _no_json(why: str) -> InvalidArgumentError:
+    return wrong("VALUE", f"must be JSON, or text with --text: {why}")
 
 
 def parse_json(text: str) -> Any:
     """Return the value that a JSON text stands for; the error does not quote it."""
-    hint = "must be JSON (or --text says that it is text)"
     try:
         document = json.loads(text, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
-        found = f"{error.msg} at line {error.lineno} column {error.colno}"
-        raise InvalidArgumentError("VALUE", found, hint) from None
-    except (ValueError, RecursionError):
-        raise InvalidArgumentError("VALUE", f"{len(text)} characters", hint) from None
+        raise _no_json(f"{error.msg} at line {error.lineno} column {error.colno}") from None
+    except RecursionError:
+        raise _no_json("it nests too deep") from None
+    except ValueError as error:
+        raise _no_json(str(error)) from None
     try:
         return from_json(document)
     except RecursionError:
-        raise InvalidArgumentError("VALUE", f"{len(text)} characters", hint) from None
+        raise _no_json("it nests too deep") from None

@@ -13,7 +13,8 @@ from llmspell_dist.cli.output import Output
 from llmspell_dist.cli.records import record_document, shorten_cell
 from llmspell_dist.cli.settings import Settings, command
 from llmspell_dist.cli.state_commands import ScopeArgument, ShowSensitive
-from llmspell_dist.errors import CipherNotConfiguredError, CorruptRecordError, InvalidArgumentError
+from llmspell_dist.cli.wording import wrong
+from llmspell_dist.errors import CipherNotConfiguredError, CorruptRecordError
 from llmspell_dist.state.manager import StateManager
 
 __all__ = ["register"]
@@ -103,6 +104,8 @@ async def ls(
 
     No snapshot: what changes meanwhile may come or not.
     """
+    if prefix is not None and match is not None:
+        raise wrong("--match", "cannot be combined with --prefix")
     output = settings.output
     async with settings.connect() as spell:
         reader = _Reader(spell.state, scope, show_sensitive)
@@ -134,7 +137,7 @@ async def scopes(
 ) -> Exit:
     """List the scopes that have keys, in no order."""
     if prefix == "":
-        raise InvalidArgumentError("--prefix", prefix, "must not be empty")
+        raise wrong("--prefix", "must not be empty")
     output = settings.output
     async with settings.connect() as spell:
         found = _first(spell.state.scopes(kind=kind, prefix=prefix), limit)

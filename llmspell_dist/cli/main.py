@@ -37,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     from llmspell_dist.cli.exits import Exit, exit_of  # noqa: PLC0415
+    from llmspell_dist.cli.wording import described  # noqa: PLC0415
     from llmspell_dist.errors import SpellError  # noqa: PLC0415
 
     for stream in (sys.stdout, sys.stderr):
@@ -47,18 +48,17 @@ def _run(words: list[str]) -> int:
     as_json = "--json" in options
     try:
         from llmspell_dist.cli.app import app  # noqa: PLC0415
-    except ModuleNotFoundError as error:
-        if error.name not in {"typer", "rich"}:
-            raise
-        said = "the command line needs more: pip install 'llmspell-dist[cli]'"
-        return _fail(Exit.USAGE, "NOT_INSTALLED", said, {}, as_json=as_json)
-    try:
+
         result = app(words, prog_name="llmspell-dist", standalone_mode=False)
     except (BrokenPipeError, KeyboardInterrupt):
         raise
     except SpellError as error:
-        return _fail(exit_of(error), error.code, str(error), error.facts, as_json=as_json)
+        message, facts = described(error, options)
+        return _fail(exit_of(error), error.code, message, facts, as_json=as_json)
     except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name in {"typer", "rich", "click"}:
+            said = "the command line needs more: pip install 'llmspell-dist[cli]'"
+            return _fail(Exit.USAGE, "NOT_INSTALLED", said, {}, as_json=as_json)
         # typer brings its own copy of click, or uses the one that is installed: known by its shape.
         if hasattr(error, "format_message"):
             said = error.format_message()

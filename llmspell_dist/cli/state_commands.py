@@ -15,7 +15,8 @@ from llmspell_dist.cli.exits import Exit
 from llmspell_dist.cli.jsonable import to_json
 from llmspell_dist.cli.records import CHANGE_COLUMNS, change_document, change_row, record_document
 from llmspell_dist.cli.settings import Settings, command
-from llmspell_dist.errors import CipherNotConfiguredError, InvalidArgumentError
+from llmspell_dist.cli.wording import wrong
+from llmspell_dist.errors import CipherNotConfiguredError
 from llmspell_dist.revision import Revision
 from llmspell_dist.state.history import moment_of
 from llmspell_dist.state.manager import StateManager
@@ -65,7 +66,7 @@ async def get(
 ) -> Exit:
     """Print the value of a key; exit code 1 if it has none."""
     if at is not None and record:
-        raise InvalidArgumentError("--record", True, "cannot be combined with --at")
+        raise wrong("--record", "cannot be combined with --at")
     moment = None if at is None else parse_moment(at)
     async with settings.connect() as spell:
         if moment is not None:
@@ -209,7 +210,7 @@ async def set_(
 ) -> Exit:
     """Set a key. What `get --json` shows of a value can be set again."""
     if if_absent and expected is not None:
-        raise InvalidArgumentError("--expected", expected, "cannot be combined with --if-absent")
+        raise wrong("--expected", "cannot be combined with --if-absent")
     options: dict[str, Any] = {"ttl": parse_ttl(ttl)}
     if state_class is not None:
         options["state_class"] = StateClass.coerce(state_class)

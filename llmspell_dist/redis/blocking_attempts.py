@@ -109,7 +109,7 @@ class Call(Request):
         self._command = command
         self._with_body = False
 
-    def send(self, driver: AttemptsDriver, connection: BlockingSocket) -> Any:  # noqa: ARG002
+    def send(self, driver: AttemptsDriver, connection: BlockingSocket) -> Any:  # noqa: ARG002 - a Waiter
         """Make one attempt."""
         return connection.round_trip(self._command.request(with_body=self._with_body))
 

@@ -1,8 +1,9 @@
 """Commits as data: conditions and changes in, the bytes for the commit script out, its answer read.
 
-Nothing here does I/O. A `Commit` is complete when it is made and never changes, so the lane can send it
-again after a lost reply; what differs between two sendings (the group that it stands in, the retry flag)
-is added by `pack_group`. ``lua_scripts/commit.lua`` documents the arguments byte by byte.
+Nothing here does I/O. A `Commit` is complete when it is made and never changes, so the lane can
+send it again after a lost reply; what differs between two sendings (the group that it stands in,
+the retry flag) is added by `pack_group`. ``lua_scripts/commit.lua`` documents the arguments byte
+by byte.
 """
 
 from __future__ import annotations
@@ -166,7 +167,7 @@ class Commit:
 
     @classmethod
     def of_one(cls, scope: ScopeKey, change: Change, meta: bytes) -> Commit:
-        """The commit of one change without conditions; as the constructor, for the hot path."""
+        """Return the commit of one change without conditions, as the constructor, but faster."""
         self = cls.__new__(cls)
         head, _, key, payload = change
         self.scopes = (scope,)
@@ -202,7 +203,7 @@ _FREEING = frozenset((Op.DELETE, Op.CLEAR))
 
 
 def _relocated(copy: Change, places: Sequence[bytes]) -> Change:
-    """A copy with its source as the group numbers the scopes; a commit has nothing but copies."""
+    """Return a copy with its source as the group numbers it; a commit has nothing but copies."""
     payload = copy.payload
     source = places[int.from_bytes(payload[:2], "big")]
     return copy._replace(payload=source + payload[2:])
@@ -323,7 +324,7 @@ def _conflict(text: str, commit: Commit) -> ConflictError:
 
 
 def refusal(text: str, commit: Commit, server: str, operation: str) -> SpellError:
-    """The exception for a code of the commit script; the codes are those of its header."""
+    """Return the exception for a code of the commit script; the codes are those of its header."""
     code, _, rest = text.partition(" ")
     if code == "CONFLICT":
         return _conflict(rest, commit)

@@ -1,8 +1,8 @@
 """The server-side scripts: found in ``lua_scripts``, includes resolved, addressed by content.
 
-A line ``--- @include "lib/name"`` is replaced by that file, once per script however often it is asked
-for. Scripts are addressed by the SHA-1 of their text (``EVALSHA``), so two releases can share a
-server: each calls its own.
+A line ``--- @include "lib/name"`` is replaced by that file, once per script however often it is
+asked for. Scripts are addressed by the SHA-1 of their text (``EVALSHA``), so two releases can share
+a server: each calls its own.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def scripts_folder() -> Path:
 
 
 def resolve(name: str, folder: Path) -> str:
-    """The text of a script with its includes in place, each once and before its first user."""
+    """Return the text of a script with its includes, each once and before its first user."""
     return _without_comments(_resolve(name, folder, [], set()))
 
 
@@ -72,5 +72,5 @@ def _without_comments(source: str) -> str:
 
 @cache
 def load_script(name: str) -> Script:
-    """The script of this name, read once per process."""
+    """Return the script of this name, read once per process."""
     return Script.from_source(name, resolve(name, scripts_folder()))

@@ -24,6 +24,7 @@ from llmspell_dist.redis.server_folder import (
     tidy,
     try_lock,
     until,
+    unusable,
     using,
 )
 
@@ -251,15 +252,19 @@ def _spawn(server: EmbeddedServer, lock: int, *, detached: bool) -> subprocess.P
     binary = _binary_of(server)
     with server.log.open("ab") as log:
         start_of_log = log.tell()
-        process = subprocess.Popen(
-            [binary, "-"],  # its configuration comes through the pipe: no secret in a command line
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=log,
-            cwd=server.path,
-            pass_fds=[lock],
-            start_new_session=True,  # the terminal's Ctrl-C is for the caller
-        )
+        try:
+            process = subprocess.Popen(
+                # Its configuration comes through the pipe: no secret in a command line.
+                [binary, "-"],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                cwd=server.path,
+                pass_fds=[lock],
+                start_new_session=True,  # the terminal's Ctrl-C is for the caller
+            )
+        except OSError as error:
+            raise unusable(str(binary), f"cannot be run: {error.strerror}") from None
     assert process.stdin is not None  # noqa: S101  # it was asked for above
     with contextlib.suppress(BrokenPipeError):  # it died at once; the log says why
         process.stdin.write(_directives(server, detached=detached).encode())

@@ -1,4 +1,4 @@
-"""What all state operations of a client share: how keys are spelled, values encoded, commits built."""
+"""What all state operations share: how keys are spelled, values encoded, commits built."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Core:
     # --- names
 
     def scope_key(self, scope: str | Scope) -> ScopeKey:
-        """The scope as the scripts need it; scopes seen lately cost one look-up."""
+        """Return the scope as the scripts need it; scopes seen lately cost one look-up."""
         try:
             return self._scopes[scope]
         except (KeyError, TypeError):
@@ -111,11 +111,11 @@ class Core:
         self._scopes.clear()
 
     def new_generation(self) -> bytes:
-        """A name for the elements of a new list, map or large value that nobody else will use."""
+        """Return a name for the elements of a new list or map that nobody else will use."""
         return f"{self._generation_prefix}-{next(self._generations)}".encode()
 
     def meta(self) -> bytes:
-        """What stands in the log about who commits now."""
+        """Return what stands in the log about who commits now."""
         said = get_context()
         if said is None:
             return self.default_meta
@@ -126,7 +126,7 @@ class Core:
         return said.packed
 
     def shards(self) -> list[str]:
-        """The shards of the namespace."""
+        """Return the shards of the namespace."""
         return [str(number) for number in range(self.keyspace.shards)]
 
     # --- commits
@@ -137,7 +137,7 @@ class Core:
         changes: Sequence[Change],
         conditions: Sequence[Condition] = (),
     ) -> Commit:
-        """A checked commit over scopes of one shard; of several it is a `CrossShardError`."""
+        """Return a checked commit over scopes of one shard; several are a `CrossShardError`."""
         if len(scopes) > 1 and len({scope.shard for scope in scopes}) > 1:
             raise CrossShardError(scope.text.decode() for scope in scopes)
         commit = Commit(tuple(scopes), changes, conditions, self.meta())
@@ -159,7 +159,7 @@ class Core:
         )
 
     def ack_for(self, state_class: StateClass, ack: Ack | None) -> Ack | None:
-        """The level to wait for: as asked, else what the class says."""
+        """Return the level to wait for: as asked, else what the class says."""
         if ack is None:
             return self.durable_ack if BEHAVIOURS[state_class].durable_ack else None
         if not isinstance(ack, Ack):
@@ -175,7 +175,7 @@ class Core:
         state_class: StateClass,
         schema_version: int,
     ) -> Change:
-        """The change that sets a key to an encoded value."""
+        """Return the change that sets a key to an encoded value."""
         mode, milliseconds = self.expiry(ttl, state_class)
         payload = encoded.payload
         assert isinstance(payload, bytes)  # noqa: S101 - what is large goes another way
@@ -214,7 +214,7 @@ class Core:
 
 
 def field_of(scope: ScopeKey, key: str) -> bytes:
-    """The hash field of a key, validated together with its scope."""
+    """Return the hash field of a key, validated together with its scope."""
     return scoped_field(scope.scope, key)
 
 

@@ -97,7 +97,7 @@ class History:
     # --- the list of changes
 
     def history(self, scope: str | Scope, key: str, limit: int) -> Steps[list[Change]]:
-        """The last changes of a key, newest first."""
+        """Return the last changes of a key, newest first."""
         if type(limit) is not int or not 1 <= limit <= MAX_ENTRIES:
             raise InvalidArgumentError("limit", limit, f"must be an int from 1 to {MAX_ENTRIES:,}")
         scope_key = self.core.scope_key(scope)
@@ -121,7 +121,7 @@ class History:
 
     def _change(self, entry: LogEntry, logged: LoggedChange, key: str) -> Change:
         try:
-            has_value, value, removed = self._written(logged, key)
+            has_value, value, removed = self._written(logged)
         except CipherNotConfiguredError:
             # Who may not read the value may still see who changed it, and when.
             has_value, value, removed = False, None, ()
@@ -141,8 +141,8 @@ class History:
             context=CommitContext.from_wire(entry.meta),
         )
 
-    def _written(self, logged: LoggedChange, key: str) -> tuple[bool, Any, tuple[Any, ...]]:
-        """What a change wrote, as far as the log tells."""
+    def _written(self, logged: LoggedChange) -> tuple[bool, Any, tuple[Any, ...]]:
+        """Return what a change wrote, as far as the log tells."""
         payload, op = logged.payload, logged.op
         if payload is None or op in _GONE or op == Op.TTL:
             return False, None, ()
@@ -159,9 +159,11 @@ class History:
         return True, fields, tuple(removed)
 
     def decode(self, logged: LoggedChange, payload: bytes) -> Any:
+        """Return the value that a frame holds."""
         return self.core.values.decode(logged.kind, logged.flags, payload, logged.scope, logged.key)
 
     def decode_plain(self, logged: LoggedChange, payload: bytes) -> Any:
+        """Return the whole value that a frame of an adopted generation holds."""
         return self.core.values.decode(Kind.VALUE, 0, payload, logged.scope, logged.key)
 
     def _element(self, logged: LoggedChange, part: bytes) -> Any:
@@ -169,7 +171,7 @@ class History:
         return self.core.values.decode(Kind.VALUE, flags, part, logged.scope, logged.key)
 
     def merged(self, logged: LoggedChange, rest: bytes) -> tuple[dict[Any, Any], list[Any]]:
-        """The fields that a merge set and removed."""
+        """Return the fields that a merge set and removed."""
         count = int.from_bytes(rest[:2], "big")
         parts, at = _parts(rest, 2, 2 * count)
         decode = self.core.values.codec.decode
@@ -184,7 +186,7 @@ class History:
     def get_at(
         self, scope: str | Scope, key: str, at: Revision | datetime, default: Any
     ) -> Steps[Any]:
-        """The value that a key had at a revision or moment."""
+        """Return the value that a key had at a revision or moment."""
         scope_key = self.core.scope_key(scope)
         field = field_of(scope_key, key)
         moment = moment_of(at)
@@ -263,7 +265,7 @@ class _Rebuilt:
         return False
 
     def value(self, default: Any) -> Steps[Any]:
-        """The value, once everything was taken."""
+        """Return the value, once everything was taken."""
         if self._gone:
             return default
         base, history = self._base, self.history
@@ -281,7 +283,7 @@ class _Rebuilt:
         return value
 
     def _elements(self, base: LoggedChange) -> Steps[Any]:
-        """The value of an adopted generation, or of the part of a list that there was."""
+        """Return the value of an adopted generation, or of the part of a list that there was."""
         payload = base.payload or b""
         if base.op == Op.ADOPT:
             head = _adopted(payload)
@@ -317,7 +319,7 @@ def _concerns(logged: LoggedChange, scope: str, key: str) -> bool:
 
 
 def _adopted(payload: bytes) -> Elements:
-    """What an adopt frame says: generation, count, bytes, then perhaps the whole value."""
+    """Return what an adopt frame says: generation, count, bytes, then perhaps the whole value."""
     length = payload[0]
     at = 1 + length
     return Elements(
@@ -329,7 +331,7 @@ def _adopted(payload: bytes) -> Elements:
 
 
 def _updated(payload: bytes) -> Elements:
-    """What an append or merge frame says: count afterwards, generation, then the elements."""
+    """Return what an append or merge frame says: the count after it, generation, elements."""
     length = payload[4]
     count = int.from_bytes(payload[:4], "big")
     return Elements(count, 0, payload[5 : 5 + length].decode(), payload[5 + length :])
@@ -346,7 +348,7 @@ def _parts(framed: bytes, at: int, most: int = 2**32) -> tuple[list[bytes], int]
 
 
 def moment_of(at: Revision | datetime) -> Revision:
-    """The last revision that a moment includes."""
+    """Return the last revision that a moment includes."""
     if isinstance(at, Revision):
         return at
     if isinstance(at, datetime):

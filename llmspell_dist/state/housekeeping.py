@@ -30,7 +30,7 @@ _ALARMS: Final = (0.8, 0.5)
 
 
 def sweep(core: Core, shard: str, *, interval_ms: int = 0) -> Steps[tuple[bool, int, bool]]:
-    """Remove expired keys of a shard; whether it was this call's turn, how many, and if more wait."""
+    """Remove expired keys of a shard; whether it was its turn, how many went, if more wait."""
     keyspace = core.keyspace
     log = keyspace.log(shard)
     keys = (log, keyspace.due(shard), keyspace.ctl(shard), keyspace.trash(shard))
@@ -40,7 +40,7 @@ def sweep(core: Core, shard: str, *, interval_ms: int = 0) -> Steps[tuple[bool, 
 
 
 def retention_of(core: Core) -> Steps[Retention]:
-    """What the namespace keeps of its log; every client asks, so that all do the same."""
+    """Return what the namespace keeps of its log; every client asks, so that all do the same."""
     request = pack(b"HGET", core.keyspace.ctl("0"), b"retention")
     return Retention.parse((yield Command(request, "HGET")))
 

@@ -47,7 +47,7 @@ class Pieces:
 
 
 def pieces_of(payload: bytes | Pieces) -> Iterable[bytes]:
-    """The pieces that a large value is stored in."""
+    """Return the pieces that a large value is stored in."""
     if isinstance(payload, Pieces):
         return payload
     return (payload[at : at + CHUNK_BYTES] for at in range(0, len(payload), CHUNK_BYTES))
@@ -84,7 +84,7 @@ class Collector:
         self._buffer.write(piece)
 
     def value(self) -> Any:
-        """The text or bytes, if that is what the pieces are of, else `NOT_LARGE`."""
+        """Return the text or bytes, if that is what the pieces are of, else `NOT_LARGE`."""
         first = self._first
         if len(first) == _HEADER and first[0] in (_BIN32, _STR32):
             body = self._buffer.getvalue()  # shares its memory, so this copies nothing

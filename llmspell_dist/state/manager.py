@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from datetime import datetime
 from types import TracebackType
-from typing import Any, TypeVar, overload
+from typing import Any, Self, TypeVar, overload
 
 from llmspell_dist.ack import Ack
 from llmspell_dist.classes import StateClass
@@ -164,7 +164,7 @@ class StateManager:
         scope: str | Scope,
         key: str,
         *,
-        expected: Revision | None | _Any = ANY,
+        expected: Revision | _Any | None = ANY,
         ack: Ack | None = None,
     ) -> bool:
         """Remove a key; return whether it was there. With `expected` only at that revision."""
@@ -340,7 +340,7 @@ class StateManager:
         """Iterate over the keys of a scope, in constant memory.
 
         `prefix` is taken literally, `match` is a glob (``*``, ``?``, ``[a-z]``). This is no
-        snapshot: a key that is set or deleted meanwhile may or may not come, and one may come twice.
+        snapshot: a key that is set or deleted meanwhile may come or not, and one may come twice.
         """
         cursor = None
         while True:
@@ -481,7 +481,7 @@ class StateManager:
 
 
 class Transaction:
-    """Reads that must still hold, and writes that happen together; see `StateManager.transaction`."""
+    """Reads that must still hold and writes that happen together: `StateManager.transaction`."""
 
     def __init__(self, driver: AsyncDriver, steps: TransactionSteps) -> None:
         self._driver = driver
@@ -567,7 +567,7 @@ class Transaction:
         """Let a key end after `ttl` from the commit on; None lets it stay."""
         self._steps.expire(scope, key, ttl)
 
-    async def __aenter__(self) -> Transaction:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(

@@ -47,7 +47,7 @@ class Change:
     scope: str
     key: str
     op: str
-    """``set``, ``delete``, ``expired``, ``ttl``, ``increment``, ``append``, ``merge`` or ``clear``."""
+    """set, increment, append, merge, ttl, delete, expired or clear."""
     revision: Revision
     time: datetime
     has_value: bool

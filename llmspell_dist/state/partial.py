@@ -129,7 +129,7 @@ class Partial:
         ttl: Expiry,
         scope: int = 0,
     ) -> Change:
-        """The change that appends encoded elements."""
+        """Return the change that appends encoded elements."""
         framed = b"".join([len(part).to_bytes(4, "big") + part for part in elements])
         return self._change(Op.APPEND, Kind.LIST, field, framed, state_class, ttl, scope)
 
@@ -142,7 +142,7 @@ class Partial:
         ttl: Expiry,
         scope: int = 0,
     ) -> Change:
-        """The change that merges encoded fields; one that is removed as well is removed."""
+        """Return the change that merges encoded fields; one that is removed as well is removed."""
         gone = frozenset(removed)
         kept = {name: value for name, value in fields.items() if name not in gone}
         parts = [len(kept).to_bytes(2, "big")]
@@ -251,7 +251,7 @@ class Partial:
                 )
                 commit = self.core.commit((scope_key,), (changed,), (guard,))
                 yield from self._convert(commit, found)
-                return size
+                return size  # noqa: TRY300 - the loop goes on after a conflict
             except ConflictError:
                 yield Pause(backoff.next_s())
         raise ConflictError(None, None, [(scope_key.scope.text, key, None, None)])
@@ -259,7 +259,7 @@ class Partial:
     def _attempt(
         self, commit: Commit, state_class: StateClass
     ) -> Steps[int | ClassChangedError | WrongKindError]:
-        """Carry out; or why it needs another form: the class differs, or the value lies as a whole."""
+        """Carry out, or say why it needs another form: the class differs, the value is whole."""
         try:
             done = yield from self.core.carry_out(commit, self.core.ack_for(state_class, None))
         except ClassChangedError as changed:
@@ -283,7 +283,7 @@ class Partial:
         added: Sequence[Any],
         ttl: Expiry,
     ) -> Steps[tuple[Change, Condition]]:
-        """The change that turns a list that was set as a whole into elements, with more behind.
+        """Return the change that turns a list that was set whole into elements, and adds to it.
 
         Old and new elements alike are encoded as the class of the record wants it.
         """
@@ -307,7 +307,7 @@ class Partial:
         removed: Sequence[bytes],
         ttl: Expiry,
     ) -> Steps[tuple[Change, Condition, int]]:
-        """The change that turns a dict that was set as a whole into fields, and merges into it."""
+        """Return the change that turns a dict that was set whole into fields, and merges."""
         if type(found.value) is not dict:
             raise WrongKindError(scope.scope.text, key, type(found.value).__name__, "merge")
         state_class = StateClass(found.stored.state_class)

@@ -1,4 +1,4 @@
-"""Reading: single values, batches, whole scopes, with expiry judged as the server's clock has it."""
+"""Reading: single values, batches, whole scopes; expiry is judged by the server's clock."""
 
 from __future__ import annotations
 
@@ -76,13 +76,13 @@ class Reads:
     # --- one key
 
     def get_request(self, scope: str | Scope, key: str) -> bytes:
-        """The request whose reply `plain` or `get` read."""
+        """Return the request whose reply `plain` or `get` read."""
         scope_key = self.core.scope_key(scope)
         field = scoped_field(scope_key.scope, key)
         return b"%b$%d\r\n%b\r\n" % (scope_key.hget, len(field), field)
 
     def plain(self, raw: bytes) -> Any:
-        """The value of a record that is all there and cannot have expired, else `NOT_PLAIN`.
+        """Return the value of a record that is all there and cannot have expired, else `NOT_PLAIN`.
 
         This is what nearly every read comes to; `get` does the rest, errors included.
         """
@@ -96,7 +96,7 @@ class Reads:
     def get(
         self, scope: str | Scope, key: str, raw: bytes | None, default: Any, as_type: type | None
     ) -> Steps[Any]:
-        """The value of a key of which a plain read gave `raw`, or the default."""
+        """Return the value of a key of which a plain read gave `raw`, or the default."""
         scope_key = self.core.scope_key(scope)
         found = yield from self.judge(scope_key, key, field_of(scope_key, key), raw)
         if found is None:
@@ -106,12 +106,12 @@ class Reads:
     def get_record(
         self, scope: str | Scope, key: str, as_type: type | None
     ) -> Steps[Record | None]:
-        """The value of a key with all that is known about it."""
+        """Return the value of a key with all that is known about it."""
         found = yield from self.find(scope, key)
         return None if found is None else self.record(scope, key, found, as_type)
 
     def find(self, scope: str | Scope, key: str) -> Steps[Found | None]:
-        """The live record of a key."""
+        """Return the live record of a key."""
         scope_key = self.core.scope_key(scope)
         field = field_of(scope_key, key)
         raw = yield Command(pack(b"HGET", scope_key.hash, field), "HGET")
@@ -154,7 +154,7 @@ class Reads:
     def _assemble(
         self, stored: StoredRecord, elements: list[bytes] | None, scope: ScopeKey, key: str
     ) -> Steps[Found | None]:
-        """Put a value together from its record and elements; None if they were replaced meanwhile."""
+        """Put a value together from record and elements; None if they were replaced meanwhile."""
         if stored.kind <= _NUMBER:
             return Found(stored, self._decode(stored, scope, key))
         head = unpack_head(stored.payload, scope.scope.text, key)
@@ -196,7 +196,7 @@ class Reads:
         return Found(stored, value)
 
     def pages(self, scope: ScopeKey, head: Head, start: int, stop: int) -> Steps[list[bytes]]:
-        """Elements of a list or chunks of a large value; they never change, only more may follow."""
+        """Read elements of a list or chunks of a large value; they never change."""
         generation = self.core.keyspace.generation(scope.scope, head.generation)
         step = max(1, PAGE_BYTES * head.count // max(1, head.size))
         elements: list[bytes] = []
@@ -213,6 +213,7 @@ class Reads:
     def join(
         self, stored: StoredRecord, elements: Sequence[bytes], scope: ScopeKey, key: str
     ) -> Any:
+        """Put a value together from all its elements."""
         name = scope.scope.text
         values = self.core.values
         if stored.kind == _BLOB:
@@ -238,7 +239,7 @@ class Reads:
     def record(
         self, scope: str | Scope, key: str, found: Found, as_type: type | None = None
     ) -> Record:
-        """What the user gets for a live record."""
+        """Return what the user gets for a live record."""
         stored = found.stored
         value = found.value if as_type is None else from_builtin(as_type, found.value)
         return Record(
@@ -264,7 +265,7 @@ class Reads:
     def get_slice(
         self, scope: str | Scope, key: str, start: int, stop: int | None
     ) -> Steps[list[Any]]:
-        """Some elements of a list, without reading the others."""
+        """Return some elements of a list, without reading the others."""
         scope_key = self.core.scope_key(scope)
         field = field_of(scope_key, key)
         for name, value in (("start", start), ("stop", stop)):
@@ -295,7 +296,7 @@ class Reads:
     def get_many(
         self, scope: str | Scope, keys: Iterable[str], as_type: type | None
     ) -> Steps[dict[str, Any]]:
-        """The values of those of the keys that have one."""
+        """Return the values of those of the keys that have one."""
         scope_key = self.core.scope_key(scope)
         fields = checked_keys(scope_key, keys)
         if not fields:
@@ -319,7 +320,7 @@ class Reads:
         return Command(pack(b"HMGET", scope.hash, *fields.values()), "HMGET")
 
     def find_many(self, scope: ScopeKey, fields: dict[str, bytes]) -> Steps[dict[str, Found]]:
-        """The live records of a batch of keys."""
+        """Return the live records of a batch of keys."""
         if not fields:
             return {}
         raws = yield self._many_call(scope, fields)

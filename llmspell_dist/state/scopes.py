@@ -38,7 +38,7 @@ _GLOB_SPECIAL: Final = frozenset("*?[]\\^")
 
 
 def glob_of(prefix: str | None, match: str | None) -> str:
-    """The pattern that Redis filters by; a prefix is taken literally."""
+    """Return the pattern that Redis filters by; a prefix is taken literally."""
     for name, text in (("prefix", prefix), ("match", match)):
         if text is not None and not isinstance(text, str):
             raise InvalidArgumentError(name, text, "must be a str")
@@ -81,7 +81,7 @@ class Scopes:
         prefix: str | None,
         match: str | None,
     ) -> Steps[Page[str]]:
-        """Some keys of a scope, in no order."""
+        """Return some keys of a scope, in no order."""
         page, following = yield from self._scan(scope, cursor, limit, prefix, match)
         return Page([field.decode() for field in page], following)
 
@@ -93,7 +93,7 @@ class Scopes:
         prefix: str | None,
         match: str | None,
     ) -> Steps[Page[tuple[str, Any]]]:
-        """Some keys of a scope with their values, in no order."""
+        """Return some keys of a scope with their values, in no order."""
         scope_key = self.core.scope_key(scope)
         flat, following = yield from self._scan(scope, cursor, limit, prefix, match, WITH_RECORDS)
         items: list[tuple[str, Any]] = []
@@ -138,7 +138,7 @@ class Scopes:
         kind: ScopeKind | str | None,
         prefix: str | None,
     ) -> Steps[Page[Scope]]:
-        """Some scopes of a shard that have keys, in no order."""
+        """Return some scopes of a shard that have keys, in no order."""
         start = check_page(cursor, limit)
         wanted = None if kind is None else _kind(kind)
         due = self.core.keyspace.due(shard)
@@ -217,7 +217,7 @@ class Scopes:
         return done.results.count(b"1")
 
     def _transfer_large(self, source: ScopeKey, target: ScopeKey, move: bool) -> Steps[int]:
-        """In batches, each atomic; a key that is moved is in exactly one of the scopes throughout."""
+        """Copy in batches, each atomic; a key that is moved is in one scope at any time."""
         total, cursor = 0, None
         while True:
             flat, cursor = yield from self._scan(
@@ -253,7 +253,7 @@ def _kind(kind: ScopeKind | str) -> ScopeKind:
 
 
 def _scope_glob(kind: ScopeKind | None, prefix: str | None) -> str:
-    """A pattern over printed scopes; the prefix is one of the printed scope."""
+    """Return a pattern over printed scopes; the prefix is one of the printed scope."""
     if prefix is not None:
         return glob_of(prefix, None)
     if kind is None or kind is ScopeKind.GLOBAL:

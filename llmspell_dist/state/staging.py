@@ -44,7 +44,7 @@ class Staged(NamedTuple):
 def stage(
     core: Core, scope: ScopeKey, kind: Kind, elements: Iterable[bytes] | Mapping[bytes, bytes]
 ) -> Steps[Staged]:
-    """Lay elements down, in requests that may be sent twice; they are asked for as they are sent."""
+    """Lay elements down, in requests that may be sent twice; taken as they are sent."""
     generation = core.new_generation()
     key = core.keyspace.generation(scope.scope, generation)
     script = load_script("stage")
@@ -92,7 +92,7 @@ def adopt(
     scope: int = 0,
     logged: bytes = b"",
 ) -> Change:
-    """The change that makes a staged generation the value of a key."""
+    """Return the change that makes a staged generation the value of a key."""
     head = bytes((len(staged.generation),)) + staged.generation
     count = staged.count.to_bytes(4, "big") + staged.size.to_bytes(6, "big")
     return change(

@@ -1,8 +1,9 @@
 """Transactions: reads are remembered with their revisions, writes wait, one commit decides.
 
-The commit carries a condition for every key that was read. If one of them changed meanwhile, nothing
-at all is written and a `ConflictError` names it (optimistic concurrency control). A later change of
-a key in the same transaction is folded into the earlier one, so a commit names every key once.
+The commit carries a condition for every key that was read. If one of them changed meanwhile,
+nothing at all is written and a `ConflictError` names it (optimistic concurrency control). A later
+change of a key in the same transaction is folded into the earlier one, so a commit names every key
+once.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ class TransactionSteps:
     # --- reading
 
     def get(self, scope: str | Scope, key: str, default: Any, as_type: type | None) -> Steps[Any]:
-        """The value of a key as this transaction sees it."""
+        """Return the value of a key as this transaction sees it."""
         place = self._place(scope, key)
         there, value = yield from self._current(place)
         if not there:
@@ -103,7 +104,7 @@ class TransactionSteps:
         return value if as_type is None else from_builtin(as_type, value)
 
     def get_many(self, scope: str | Scope, keys: Iterable[str]) -> Steps[dict[str, Any]]:
-        """The values of those of the keys that have one."""
+        """Return the values of those of the keys that have one."""
         self._check_open()
         scope_key = self.core.scope_key(scope)
         fields = checked_keys(scope_key, keys)
@@ -139,13 +140,13 @@ class TransactionSteps:
         return True, self._applied(place, pending, found)
 
     def _decoded(self, place: _Place, pending: _Pending) -> Any:
-        """A value that waits to be set, as it will come back: no two callers share an object."""
+        """Return a value that waits to be set as it will come back: an object of its own."""
         kind, flags, payload = pending.value
         scope, key = place
         return self.core.values.decode(kind, flags, payload, scope.scope.text, key)
 
     def _applied(self, place: _Place, pending: _Pending, found: Found | _Value | None) -> Any:
-        """What a partial update will make of a value."""
+        """Return what a partial update will make of a value."""
         if pending.op == Op.INCREMENT:
             value = 0 if found is None else found.value
             _must_be(is_number(value), place, value, "increment")
@@ -343,7 +344,7 @@ class TransactionSteps:
         classes: Mapping[_Place, StateClass],
         whole: Mapping[_Place, Found | None],
     ) -> Steps[list[Change]]:
-        """The changes of all keys; what is too large for them is laid down once all is checked."""
+        """Return the changes of all keys; what is large is laid down once all is checked."""
         changes: list[Change] = []
         large: list[_Large] = []
         for place, pending in self._pending.items():
@@ -405,7 +406,7 @@ class TransactionSteps:
         position: int,
         whole: Mapping[_Place, Found | None],
     ) -> Change | _Large:
-        """The change of one key."""
+        """Return the change of one key."""
         (scope, key), op = place, pending.op
         field = key.encode()
         if op == Op.DELETE:
@@ -451,7 +452,7 @@ class _Value:
 
 
 def _after_expire(before: _Pending) -> Expiry:
-    """What an `expire` leaves to a write behind it: nothing, if the key was not there for it."""
+    """Return what an `expire` leaves to a write behind it: nothing, if there was no key."""
     milliseconds = None if isinstance(before.ttl, IfPresent) else ttl_ms(before.ttl)
     if milliseconds is None or milliseconds is KEEP:
         return before.ttl

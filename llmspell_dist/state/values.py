@@ -1,4 +1,4 @@
-"""Values to payloads and back: which kind a value is stored as, and what its class does to the bytes."""
+"""Values to payloads and back: the kind that a value is stored as, and what its class does."""
 
 from __future__ import annotations
 
@@ -53,7 +53,13 @@ class Values:
         # A list may grow beyond what one value may have.
         self._joined = Codec(_JOINED_BYTES, codec.max_depth)
 
-    def encode(self, value: Any, state_class: StateClass, scope: str, key: str) -> Encoded:
+    def encode(  # noqa: C901 - one case after the other
+        self,
+        value: Any,
+        state_class: StateClass,
+        scope: str,
+        key: str,
+    ) -> Encoded:
         """Encode one value; what cannot be stored raises before anything is sent."""
         if state_class in _PLAIN:
             kind = type(value)
@@ -95,7 +101,7 @@ class Values:
         return self.encrypt(payload, scope, key) if behaviour.encrypt else payload
 
     def as_stored(self, value: Any) -> Any:
-        """The value as it will come back: a copy that no longer follows the caller's object."""
+        """Return the value as it will come back: a copy that does not follow the original."""
         return self.codec.decode(self._pack(value))
 
     def _pack(self, value: Any) -> bytes:
@@ -139,7 +145,7 @@ class Values:
                 payload = self.cipher.decrypt(payload, associated_data=_bound_to(key))
             except SpellError:
                 raise
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - a foreign cipher may raise anything
                 reason = f"its value cannot be decrypted ({type(error).__name__})"
                 raise CorruptRecordError(scope, key, reason) from None
         if flags & ZSTD:
@@ -160,5 +166,5 @@ class Values:
 
 
 def _bound_to(key: str) -> bytes:
-    """What an encrypted value is bound to: its key, not its scope, which a copy may change."""
+    """Return what an encrypted value is bound to: its key, not its scope (it may be copied)."""
     return b"llmspell:1:%b" % key.encode()

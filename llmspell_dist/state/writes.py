@@ -83,7 +83,7 @@ class Writes:
         schema_version: int,
         ack: Ack | None,
     ) -> Commit | Steps[Revision]:
-        """What sets a key: nearly always one commit that waits for nothing, else steps."""
+        """Return what sets a key: nearly always one commit that waits for nothing, else steps."""
         core = self.core
         scope_key = core.scope_key(scope)
         field = scoped_field(scope_key.scope, key)
@@ -210,7 +210,11 @@ class Writes:
         )
 
     def delete(
-        self, scope: str | Scope, key: str, expected: Revision | None | _Any, ack: Ack | None
+        self,
+        scope: str | Scope,
+        key: str,
+        expected: Revision | _Any | None,
+        ack: Ack | None,
     ) -> Steps[bool]:
         """Remove a key; whether it was there."""
         scope_key = self.core.scope_key(scope)
@@ -269,7 +273,7 @@ class Writes:
     def increment_change(
         self, field: bytes, by: float, ttl: Expiry, state_class: StateClass, place: int = 0
     ) -> Change:
-        """The change that adds to a number."""
+        """Return the change that adds to a number."""
         if not is_number(by):
             rule = "must be an int from -2**63 to 2**63-1 or a finite float"
             raise InvalidArgumentError("by", by, rule)
@@ -437,7 +441,7 @@ def _revision(revision: Revision | None) -> Revision:
 
 
 def added(scope: str, key: str, number: float, by: float) -> int | float:
-    """The sum of two numbers, as the server would have it."""
+    """Return the sum of two numbers, as the server would have it."""
     total = number + by
     if not is_number(total):
         raise NumberOverflowError("number after increment", None, _INT64_MAX, f"{scope} {key}")
@@ -445,7 +449,7 @@ def added(scope: str, key: str, number: float, by: float) -> int | float:
 
 
 def read_number(text: bytes) -> int | float:
-    """A number as the script returns it."""
+    """Return a number as the script returns it."""
     return int(text) if text.lstrip(b"-").isdigit() else float(text)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from enum import IntEnum
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -241,6 +242,7 @@ async def test_a_ring_slot_has_the_layout_of_the_page(spell: Spell, raw: Raw) ->
     assert number(slot["sequence"]) == sequence
     assert len(slot["fingerprint"]) == 8
     assert slot["outcome"] == str(revision).encode()
+    assert raw("HGET", f"ring:{client}", "born") == b"1"
     assert 3_590_000 < raw("PTTL", f"ring:{client}") <= 3_600_000
 
 
@@ -398,6 +400,17 @@ def test_kinds_classes_and_operations_have_the_numbers_of_the_page() -> None:
     text = PAGE.read_text(encoding="utf-8")
     for state_class in StateClass:
         assert re.search(rf"\| {state_class} \| {int(state_class)} \|", text), state_class
+
+
+@pytest.mark.parametrize(
+    ("row", "modes"),
+    [(CHANGE, TTLMode), (CONDITION, ConditionMode)],
+    ids=["ttl", "condition"],
+)
+def test_the_modes_are_those_of_the_code(row: list[dict[str, str]], modes: type[IntEnum]) -> None:
+    """Every number is named, and no other."""
+    (said,) = [one["content"] for one in row if one["field"].endswith("mode")]
+    assert [int(mode) for mode in re.findall(r"\b\d\b", said)] == [int(mode) for mode in modes]
 
 
 def test_the_outcome_codes_are_those_of_the_script() -> None:

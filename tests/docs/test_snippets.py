@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import codeop
 import inspect
 import os
 import re
@@ -175,6 +176,30 @@ def test_the_snippets_of_a_page_run_and_print_what_they_say(
             runner.run(block)
     finally:
         runner.close()
+
+
+def _pasted(block: Block) -> None:
+    """Compile the block as a prompt does that gets it line by line, and Enter at the end."""
+    compiler = codeop.CommandCompiler()
+    compiler.compiler.flags |= ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+    waiting: list[str] = []
+    for number, line in enumerate([*block.body.splitlines(), ""]):
+        waiting.append(line)
+        try:
+            complete = compiler("\n".join(waiting), block.place) is not None
+        except SyntaxError as error:
+            pytest.fail(f"{block.page.name}:{block.line + number}: {error.msg}: {line}")
+        if complete:
+            waiting.clear()
+    assert not any(waiting), block.place
+
+
+def test_what_is_no_file_can_be_pasted_at_a_prompt() -> None:
+    """As the pages say: a compound statement has an empty line behind it, and none inside."""
+    for page in sorted((ROOT / "docs").glob("**/*.md")):
+        for block in blocks(page):
+            if block.language == "python" and not _FILE.match(block.body):
+                _pasted(block)
 
 
 def test_a_snippet_that_is_not_run_says_why() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from fix_faults import SCOPE, Servers, blocking_client, client, hasty_acks, outcome, raw_to
+from fix_faults import SCOPE, Servers, blocking_client, client, outcome, raw_to, wait_for_acks
 from fix_state import until
 
 from llmspell_dist import StateClass
@@ -24,7 +24,7 @@ async def test_a_level_that_nobody_gives_is_not_reached(
     server = own_server()
     async with client(server, namespace) as spell:
         with blocking_client(server, namespace) as blocks:
-            hasty_acks(spell, blocks)
+            wait_for_acks(0.1, spell, blocks)
             levels = (replicated(1), REPLICATED_ALL)
             calls = [spell.state.increment(SCOPE, "n", ack=level) for level in levels]
             calls += [
@@ -87,7 +87,7 @@ async def test_a_replica_is_reached_and_critical_asks_for_all(
         await state.set(SCOPE, "b", 2, state_class=StateClass.CRITICAL)
         hash_key = state._driver.core.scope_key(SCOPE).hash
         assert other("HEXISTS", hash_key, "b") == 1
-        hasty_acks(spell)
+        wait_for_acks(0.1, spell)
         error = await outcome(state.set(SCOPE, "c", 3, ack=replicated(2)))
         assert type(error) is AckNotReachedError
         assert "1 replicas" in str(error)
@@ -100,6 +100,7 @@ async def test_a_replica_is_reached_and_critical_asks_for_all(
         operation: Any = error.operation
         other("REPLICAOF", "127.0.0.1", port)
         await until(lambda: b"state=online" in raw("INFO", "replication"), within_s=20)
+        wait_for_acks(5.0, spell)
         revision = await state.retry(operation)
         assert (await state.get_record(SCOPE, "b")).revision == revision
         assert other("HEXISTS", hash_key, "b") == 1
@@ -113,7 +114,7 @@ async def test_a_level_that_is_asked_for_again_in_vain_is_said_again(
     """Settling an unreached level does not turn it into a success."""
     server = own_server()
     async with client(server, namespace) as spell:
-        hasty_acks(spell)
+        wait_for_acks(0.1, spell)
         error = await outcome(spell.state.set(SCOPE, "a", 1, ack=replicated(1)))
         again = await outcome(spell.state.retry(error.operation))
         assert type(again) is AckNotReachedError

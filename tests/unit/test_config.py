@@ -80,7 +80,8 @@ def test_environment_names_url_and_namespace() -> None:
 @pytest.mark.parametrize(
     ("field", "bad"),
     [("namespace", ""), ("client_name", "a b"), ("client_name", ""), ("connect_timeout", 0),
-     ("call_timeout", float("nan")), ("call_timeout", True), ("retry_budget", 0), ("housekeeping", 1), ("max_in_flight", 0),
+     ("call_timeout", float("nan")), ("call_timeout", True), ("retry_budget", 0),
+     ("housekeeping", 1), ("max_in_flight", 0),
      ("max_in_flight", True), ("health_check_interval", -1), ("protocol", 4), ("protocol", True),
      ("max_value_bytes", 0), ("max_depth", 0), ("max_depth", 1000), ("classes", {}),
      ("retention", 1), ("codec", "json"), ("cipher", object()), ("shards", 0), ("shards", "1")],

@@ -15,10 +15,12 @@ pytestmark = pytest.mark.unit
 
 
 def resolver_from_url(url: str, client_name: str | None = None) -> EndpointResolver:
+    """Return what says where the server of a URL is."""
     return locate(parse_url(url), client_name=client_name, protocol=3).resolver
 
 
 def endpoint_from_url(url: str, client_name: str | None = None) -> Endpoint:
+    """Return the server of a URL."""
     return resolver_from_url(url, client_name).resolve_blocking()
 
 
