@@ -153,7 +153,7 @@ for n = 1, item_count do
         end
       end
       local class = kind_class % 16
-      if op == SET and ttl_mode == 0 and version == 1 and old_kind < COMPOSITE and old_flags % 4 < 2
+      if op == SET and ttl_mode == 0 and not s.new and version == 1 and old_kind < COMPOSITE and old_flags % 4 < 2
         and class ~= BULK and class ~= EPHEMERAL then
         planned = planned + 1
         plans[planned] = {

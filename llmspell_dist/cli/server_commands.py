@@ -9,7 +9,8 @@ import typer
 
 from llmspell_dist.cli.exits import Exit
 from llmspell_dist.cli.settings import Settings, command
-from llmspell_dist.config import parse_url
+from llmspell_dist.cli.wording import wrong
+from llmspell_dist.config import default_url, parse_url
 
 if TYPE_CHECKING:
     from llmspell_dist.redis.embedded import ServerStatus
@@ -21,7 +22,7 @@ Folder = Annotated[
     typer.Option(
         "--folder",
         metavar="FOLDER",
-        help="Data folder (default: that of --url embedded:///…, else the user's).",
+        help="Data folder (default: that of --url or LLMSPELL_URL embedded:///…, else the user's).",
     ),
 ]
 
@@ -43,11 +44,14 @@ def register(app: typer.Typer) -> None:
 
 
 def _folder(settings: Settings, folder: Path | None) -> Path | None:
-    if folder is None and settings.url is not None:
-        target = parse_url(settings.url)
-        if target.scheme == "embedded" and target.path:
-            return Path(target.path)
-    return folder
+    if folder is not None:
+        return folder
+    target = parse_url(settings.url or default_url())
+    if target.scheme == "embedded":
+        return Path(target.path) if target.path else None
+    if settings.url is not None:
+        raise wrong("--url", "must be embedded://, for it names the data folder; or give --folder")
+    return None
 
 
 def _document(found: ServerStatus) -> dict[str, Any]:

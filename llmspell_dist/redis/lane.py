@@ -194,8 +194,12 @@ class Lane(Sending):
 
     def _clock_sample(self, sent_at: float) -> Callable[[Any], None]:
         def take(reply: Any) -> None:
-            if type(reply) is list and self.clock is not None:
-                self.clock.observe(sent_at, monotonic(), int(reply[0]) + int(reply[1]) / 1e6)
+            try:
+                server_s = int(reply[0]) + int(reply[1]) / 1e6
+            except (TypeError, ValueError, LookupError):
+                return  # refused, or not what TIME says: the estimate grows old, and reads ask
+            if self.clock is not None:
+                self.clock.observe(sent_at, monotonic(), server_s)
 
         return take
 

@@ -62,9 +62,43 @@ local function check(pos, conditions)
   return conflicts
 end
 
+-- Why a key beside the records cannot be written: it holds something else. Nil if it can.
+local function wrong_type(command, key)
+  local reply = redis.pcall(command, key)
+  if type(reply) == 'table' and reply.err then
+    return 'FAILED ' .. tostring(reply.err) .. ' (' .. key .. ')'
+  end
+  return nil
+end
+
+-- Once per scope, before anything of it is written: the keys that a change may write beside the hash.
+local function unfit(s)
+  if s.unfit == nil then
+    s.unfit = wrong_type('ZCARD', due) or wrong_type('ZCARD', s.key .. ':ttl') or wrong_type('SCARD', s.key .. ':g') or false
+  end
+  return s.unfit
+end
+
 -- The plans of one change, or why it is refused.
 local function plan(s, change, key, payload, position)
+  local refusal = unfit(s)
+  if byte(change, 1) == 10 then
+    refusal = refusal or unfit(scopes[u16(payload, 1) + 1])
+  elseif byte(change, 1) == CLEARED then
+    refusal = refusal or wrong_type('SCARD', sub(log, 1, -4) .. 'trash')
+  end
+  if refusal then
+    return nil, refusal
+  end
   local old, gone, problem = live(s, key)
+  if not problem and old and byte(old, 2) >= COMPOSITE then
+    local _, _, start = record_times(old)
+    local commands = { [LIST] = 'LLEN', [MAP] = 'HLEN', [BLOB] = 'LLEN' }
+    refusal = wrong_type(commands[floor(byte(old, 2) / 16)], generation_key(s, sub(old, start + 10)))
+    if refusal then
+      return nil, refusal
+    end
+  end
   local p
   if not problem then
     p, problem = OPERATIONS[byte(change, 1)](s, change, key, payload, old, gone, scopes)

@@ -9,7 +9,12 @@ from typing import Any
 import pytest
 from fix_state import Expiring, Raw, Store, sweep_all, until
 
-from llmspell_dist import HistoryUnavailableError, InvalidTTLError, StateManager
+from llmspell_dist import (
+    HistoryUnavailableError,
+    InvalidTTLError,
+    StateManager,
+    StoreUnavailableError,
+)
 from llmspell_dist.client import Spell
 from llmspell_dist.redis.scripts import load_script
 
@@ -82,3 +87,40 @@ async def test_no_form_of_a_ttl_gets_round_its_limit(state: StateManager, ttl: A
     """A hundred years, whatever it is given in."""
     with pytest.raises(InvalidTTLError):
         await state.set(S, "k", 1, ttl=ttl)
+
+
+@pytest.mark.parametrize("planted", ["due", "ttl", "g", "p", "trash"])
+async def test_a_key_of_another_type_refuses_the_commit_before_its_log_entry(
+    spell: Spell, state: StateManager, store: Store, planted: str
+) -> None:
+    """Whatever a commit writes beside the records is looked at first: no half commits."""
+    await state.append(S, "list", 1)
+    await state.set(S, "old", 1)
+    prefix = f"{spell.namespace}:{{0}}:"
+    key = {"due": f"{prefix}due", "trash": f"{prefix}trash"}.get(planted, f"{prefix}{S}:{planted}")
+    if planted == "p":
+        (key,) = (found.decode() for found in store.raw("KEYS", f"{prefix}{S}:p:*"))
+    there = store.raw("EXISTS", key)
+    if there:
+        store.raw("RENAME", key, "aside")
+    store.raw("SET", key, "something else")
+    entries = len(store.log())
+    calls: list[Any]
+    if planted == "due":
+        calls = [state.set("agent:new", "k", 1), state.set(S, "k", 1, ttl=5)]
+    elif planted == "ttl":
+        calls = [state.set(S, "k", 1, ttl=5), state.expire(S, "old", 5)]
+    elif planted == "g":
+        calls = [state.append(S, "another", 1), state.delete(S, "list")]
+    elif planted == "p":
+        calls = [state.append(S, "list", 2), state.set(S, "list", 2), state.delete(S, "list")]
+    else:
+        calls = [state.clear(S)]
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    assert all(isinstance(outcome, StoreUnavailableError) for outcome in outcomes)
+    assert len(store.log()) == entries
+    if planted not in ("due", "trash"):
+        assert await state.set("agent:other", "k", 1)
+    store.raw("DEL", key)
+    if there:
+        store.raw("RENAME", "aside", key)

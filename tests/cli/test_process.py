@@ -62,6 +62,51 @@ def test_without_the_extra_one_line_says_what_to_install(
     assert "llmspell-dist[cli]" in done.stderr
 
 
+def test_without_fakeredis_one_line_says_what_to_install(
+    process_environment: Environment, tmp_path: Path
+) -> None:
+    """Of a memory:// server; neither a traceback nor a bug."""
+    code = (
+        "import sys; sys.modules['fakeredis'] = None; from llmspell_dist.cli.main import main;"
+        "sys.exit(main(['--url', 'memory://x', 'scopes']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=process_environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 4
+    assert done.stderr.count("\n") == 1
+    assert "pip install 'llmspell-dist[memory]'" in done.stderr
+
+
+def test_a_data_folder_that_cannot_be_used_is_named(
+    process_environment: Environment, tmp_path: Path
+) -> None:
+    """With what the system says of it."""
+    file = tmp_path / "file"
+    file.touch()
+    for folder in (file, file / "below"):
+        done = _run(process_environment, "server", "start", "--folder", str(folder))
+        assert done.returncode == 4
+        assert str(folder) in done.stderr
+        assert "STORE_UNAVAILABLE" in done.stderr
+
+
+def test_the_servers_folder_is_that_of_the_url(
+    process_environment: Environment, tmp_path: Path
+) -> None:
+    """Of the option or the environment; a URL of another kind is refused, not passed over."""
+    folder = tmp_path / "data"
+    env = process_environment | {"LLMSPELL_URL": f"embedded://{folder}"}
+    assert str(folder) in _run(env, "server", "status").stdout
+    done = _run(env, "server", "status", "--url", "redis://localhost")
+    assert done.returncode == 2
+    assert "--url" in done.stderr
+
+
 def test_the_help_lists_commands_and_exit_codes(process_environment: Environment) -> None:
     """Of the program; a command's help has the common options too."""
     done = _run(process_environment, "--help")

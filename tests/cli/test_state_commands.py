@@ -372,3 +372,37 @@ def test_a_server_that_is_down_is_exit_code_4(run: Here) -> None:
         error = json.loads(said.err)["error"]
         assert error["code"] == "STORE_UNAVAILABLE"
         assert error["server"] == "127.0.0.1:1"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("set", "global", "a", "1", "--ttl", "0s"), "--ttl must be more than zero, got '0s'"),
+        (("set", "global", "a", "1", "--class", "x"), "--class must be one of"),
+        (("set", "global", "a", "1", "--expected", "x"), "--expected must be a revision"),
+        (("set", "global", "a", "{"), "VALUE must be JSON, or text with --text: "),
+        (("set", "global", "a", '[{"$uuid": 1}]'), "VALUE at $[0] must have well-formed content"),
+        (("set", "global", "", "1"), "KEY must not be empty"),
+        (("get", "x", "a"), "SCOPE must be global or one of"),
+        (("get", "global", "a", "--at", "1899-01-01"), "--at must not be before 1970, got '1899"),
+        (("history", "global", "a", "--limit", "0"), "--limit must be"),
+        (("ls", "global", "--match", "a", "--prefix", "b"), "--match cannot be combined with --pr"),
+        (("scopes", "--kind", "x"), "--kind must be one of"),
+    ],
+)
+def test_an_error_names_what_was_typed(here: Command, words: tuple[str, ...], said: str) -> None:
+    """Options and places instead of the API's arguments, and values as they were typed."""
+    done = here(*words)
+    assert done.code == 2
+    assert said in done.err
+    named = said.partition(" must")[0].partition(" cannot")[0]
+    assert json.loads(here("--json", *words).err)["error"]["argument"] == named
+
+
+def test_an_error_names_the_variable_that_is_wrong(
+    run: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the option was not given."""
+    monkeypatch.setenv("LLMSPELL_URL", "http://x")
+    assert "LLMSPELL_URL must begin with" in run("get", "global", "a").err
+    assert "--url must begin with" in run("--url", "http://x", "get", "global", "a").err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import llmspell_dist
-from llmspell_dist import StateClass, StateManager, errors
+from llmspell_dist import Options, StateClass, StateManager, errors
 from llmspell_dist.config import parse_url
 from llmspell_dist.scope import Scope, ScopeKind
 
@@ -88,6 +89,13 @@ def test_every_method_of_the_manager_is_in_the_overview() -> None:
     public = {name for name, _ in inspect.getmembers(StateManager) if not name.startswith("_")}
     named = set(re.findall(r"`(\w+)(?:\([^`]*\))?`", text))
     assert public - named <= {"retry"}
+
+
+def test_every_option_has_its_row() -> None:
+    """And no other."""
+    cells = [row[0] for row in _rows(STATE / "README.md", "field", "default")]
+    named = re.findall(r"`(\w+)`", " ".join(cells))
+    assert sorted(named) == sorted(one.name for one in dataclasses.fields(Options))
 
 
 async def _use_everything(spell: Any) -> None:
