@@ -242,18 +242,22 @@ class Reads:
         """Return what the user gets for a live record."""
         stored = found.stored
         value = found.value if as_type is None else from_builtin(as_type, found.value)
-        return Record(
-            self.core.scope_key(scope).scope.text,
-            key,
-            value,
-            stored.revision,
-            from_ms(stored.created_ms),
-            stored.revision.time,
-            from_ms(stored.expires_ms) if stored.expires_ms else None,
-            StateClass(stored.state_class),
-            stored.schema_version,
-            Kind(stored.kind).name.lower(),
-        )
+        name = self.core.scope_key(scope).scope.text
+        try:
+            return Record(
+                name,
+                key,
+                value,
+                stored.revision,
+                from_ms(stored.created_ms),
+                stored.revision.time,
+                from_ms(stored.expires_ms) if stored.expires_ms else None,
+                StateClass(stored.state_class),
+                stored.schema_version,
+                Kind(stored.kind).name.lower(),
+            )
+        except (ValueError, OverflowError) as error:  # a class or a year that there is not
+            raise CorruptRecordError(name, key, f"its header makes no sense: {error}") from None
 
     def exists(self, scope: str | Scope, key: str) -> Steps[bool]:
         """Whether a key has a value."""

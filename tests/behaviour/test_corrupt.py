@@ -160,3 +160,20 @@ async def test_a_page_of_values_names_the_damaged_one_and_keys_go_on(
         if key != caught.value.key:
             readable[key] = await state.get(S, key)
     assert readable == {f"k{i}": i for i in range(10) if i != 5}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b"\x01\x1f\x00\x00\x01" + b"\0" * 10, b"\x01\x10\x00\x00\x01" + b"\xff" * 10],
+    ids=["class 15", "year 10889"],
+)
+async def test_a_header_that_makes_no_sense_is_said_to_be_corrupt(
+    state: StateManager, store: Store, header: bytes
+) -> None:
+    """The value may still be read; what is known about it cannot be given."""
+    await state.set(S, "k", "x")
+    store.damage(S, "k", header + b"\xa1x")
+    assert await state.get(S, "k") == "x"
+    with pytest.raises(CorruptRecordError) as caught:
+        await state.get_record(S, "k")
+    assert (caught.value.scope, caught.value.key) == (S, "k")

@@ -390,7 +390,7 @@ def test_a_server_that_is_down_is_exit_code_4(run: Here) -> None:
         (("scopes", "--kind", "x"), "--kind must be one of"),
     ],
 )
-def test_an_error_names_what_was_typed(here: Command, words: tuple[str, ...], said: str) -> None:
+def test_an_error_names_what_was_typed(here: Here, words: tuple[str, ...], said: str) -> None:
     """Options and places instead of the API's arguments, and values as they were typed."""
     done = here(*words)
     assert done.code == 2
@@ -400,7 +400,7 @@ def test_an_error_names_what_was_typed(here: Command, words: tuple[str, ...], sa
 
 
 def test_an_error_names_the_variable_that_is_wrong(
-    run: Command, monkeypatch: pytest.MonkeyPatch
+    run: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the option was not given."""
     monkeypatch.setenv("LLMSPELL_URL", "http://x")

@@ -18,6 +18,7 @@ from llmspell_dist.errors import (
     StoreTimeoutError,
     StoreUnavailableError,
     UpdateConflictError,
+    WrongKindError,
     error_classes,
     mask_secrets,
     shorten,
@@ -69,6 +70,25 @@ def test_a_write_that_may_have_happened_is_not_retryable() -> None:
     assert not StoreUnavailableError("h", "cut", True).retryable
     assert not OutcomeUnknownError("h").retryable
     assert "may have happened" in str(OutcomeUnknownError("h"))
+
+
+def test_a_level_that_was_not_reached_leaves_no_doubt_about_the_write() -> None:
+    """It has happened: that is what tells this error from its parent."""
+    said = str(AckNotReachedError("h:1", "replicated(2)", "1 replicas"))
+    assert said.startswith("h:1: the write has happened")
+    assert "asked for replicated(2), reached 1 replicas" in said
+    assert "may have" not in said
+
+
+@pytest.mark.parametrize(
+    ("kind", "held"),
+    [("list", "a list"), ("map", "a dict"), ("dict", "a dict"), ("str", "a text"),
+     ("number", "a number"), ("int", "a number"), ("NoneType", "None"), ("tuple", "a tuple")],
+)  # fmt: skip
+def test_a_wrong_kind_says_what_is_there(kind: str, held: str) -> None:
+    """In words for people."""
+    said = str(WrongKindError("global", "k", kind, "append"))
+    assert said == f"'k' in global holds {held}: append does not work on it"
 
 
 def test_server_text_never_shows_a_password() -> None:
