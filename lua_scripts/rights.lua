@@ -14,6 +14,7 @@ local probes = {
   { 'HMGET', none, 'a' }, { 'HEXISTS', none, 'a' }, { 'HSTRLEN', none, 'a' }, { 'HDEL', none, 'a' },
   { 'ZREM', none, 'a' }, { 'SREM', none, 'a' }, { 'LLEN', none }, { 'HLEN', none }, { 'EXISTS', none },
   { 'PEXPIRE', none, 1 }, { 'PERSIST', none }, { 'UNLINK', none }, { 'TIME' },
+  { 'SCARD', none }, { 'ZCARD', none },
 }
 local denied = {}
 for i = 1, #probes do

@@ -70,6 +70,8 @@ class _Client(AsyncFakeSocket):
     def __init__(self, server: FakeServer, connection: Connection, info: ClientInfo) -> None:
         self._connection = connection
         self._in_command = False
+        self._waiting: asyncio.Task[Any] | None = None
+        self._gone = False
         super().__init__(server, 0, client_class=_Client, client_info=info)
 
     def put_response(self, msg: Any) -> None:
@@ -107,6 +109,20 @@ class _Client(AsyncFakeSocket):
         if not hasattr(server, "llmspell_runtime"):
             server.llmspell_runtime = _Runtime(runtime)
         return server.llmspell_runtime
+
+    async def _async_blocking(self, *args: Any, **kwargs: Any) -> None:
+        # fakeredis forgets the task; it must end with the connection, or the collector ends it.
+        self._waiting = asyncio.current_task()
+        if self._gone and self._waiting is not None:
+            self._waiting.cancel()
+        await super()._async_blocking(*args, **kwargs)
+
+    def leave(self) -> None:
+        """Stop being a client: the connection is lost."""
+        self._gone = True
+        if self._waiting is not None:
+            self._waiting.cancel()
+        self.close()
 
     def resume(self) -> None:
         """Go on with the requests that came during a blocking one."""
@@ -231,7 +247,7 @@ class Connection(asyncio.Protocol):
         self._connections.discard(self)
         client, self._client = self._client, None
         if client is not None:
-            client.close()
+            client.leave()
 
     def data_received(self, data: bytes) -> None:
         """Take in a piece of requests."""
