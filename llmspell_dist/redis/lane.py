@@ -57,7 +57,9 @@ class Lane(Sending):
     id); a plain write in flight fails, since nothing can tell whether it happened.
     """
 
-    eager_items = 16
+    eager_reads = 24
+    """So many requests leave before the turn ends, so that the server works on them meanwhile."""
+    eager_items = 20
     """A group of this many leaves before the turn ends, so that the server works on it while the
     rest of the turn is prepared."""
 
@@ -96,7 +98,10 @@ class Lane(Sending):
         if not self._scheduled:
             self._schedule()
         future = self._create_future()
-        self._turn.append((future, packed, self._now))
+        turn = self._turn
+        turn.append((future, packed, self._now))
+        if len(turn) == self.eager_reads:
+            self._flush()
         return future
 
     def execute(self, command: Command | ScriptCall) -> Future[Any]:

@@ -158,7 +158,9 @@ async def test_thousands_of_cancelled_callers_disturb_nobody(
                 for task in chance.sample(tasks, 20):
                     task.cancel()
             if i % 700 == 699:
-                cuts += proxy.reset_peer()
+                while not (struck := proxy.reset_peer()):  # noqa: ASYNC110 - bounded by pytest
+                    await asyncio.sleep(0.002)  # it has not come back from the last cut yet
+                cuts += struck
         results = await asyncio.gather(*tasks, return_exceptions=True)
         applied = []
         for start in range(0, 3000, 500):
@@ -172,7 +174,7 @@ async def test_thousands_of_cancelled_callers_disturb_nobody(
                 assert result == (b"%d" % i, 1)
                 assert applied[i] == 1
         assert cancelled > 300
-        assert cuts >= 2
+        assert cuts >= 4
 
 
 async def test_a_commit_cancelled_before_it_was_sent_never_happens(server: Server) -> None:
