@@ -31,9 +31,6 @@ MAX_HEADER = 27
 CREATED, EXPIRES, ZSTD, ENCRYPTED = 1, 2, 4, 8
 CODEC_FLAGS = ZSTD | ENCRYPTED
 
-META_FIELD = b"$$"
-"""The reserved field of every scope's hash that holds its ``ScopeMeta``."""
-
 
 class Kind(IntEnum):
     """How a value lies in Redis; the user sees one key whatever the kind."""

@@ -17,6 +17,7 @@ from llmspell_dist.errors import (
 from llmspell_dist.keys import scoped_field
 from llmspell_dist.records import (
     CODEC_FLAGS,
+    ENCRYPTED,
     FORMAT,
     MIN_HEADER,
     Head,
@@ -220,7 +221,7 @@ class Reads:
             return values.decode(_VALUE, stored.flags, b"".join(elements), name, key)
         if stored.state_class == StateClass.SENSITIVE:
             elements = [
-                values.plain(8, element, name, key)
+                values.plain(ENCRYPTED, element, name, key)
                 if stored.kind == _LIST or place % 2
                 else element
                 for place, element in enumerate(elements)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from llmspell_dist.changes import Op
 from llmspell_dist.errors import ConflictError, InvalidArgumentError
-from llmspell_dist.records import unpack_meta, unpack_record
+from llmspell_dist.records import Kind, unpack_meta, unpack_record
 from llmspell_dist.redis.commands import Command, ScriptCall
 from llmspell_dist.redis.commits import MAX_COMMIT_BYTES, ConditionMode, change, condition
 from llmspell_dist.redis.resp import pack
@@ -100,7 +100,7 @@ class Scopes:
         for field, raw in zip(flat[::2], flat[1::2], strict=True):
             key = field.decode()
             stored = unpack_record(raw, scope_key.scope.text, key)
-            if stored.kind <= 2:
+            if stored.kind <= Kind.NUMBER:
                 found = yield from self.reads.judge(scope_key, key, field, raw)
             else:
                 found = yield from self.reads.find(scope, key)
