@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Assembly", "assemble", "complete_options"]
 
-_HOT_SCRIPTS: Final = ("commit", "read")
+_HOT_SCRIPTS: Final = ("commit", "read", "lease_acquire", "lease_release", "lease_renew")
 
 
 @dataclass(slots=True)

@@ -51,6 +51,10 @@ class Op(IntEnum):
     CLEAR = 9
     COPY = 10
     """Only in requests: the log holds the set or adopt that it came to."""
+    POLICY = 11
+    """Which lease the writes of the scope need from now on; the payload is its printed name."""
+    BROKEN = 12
+    """A lease was taken from its holder; the payload (MessagePack) says whose, and why."""
 
 
 class LoggedChange(NamedTuple):

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Self
 from llmspell_dist.assembly import Assembly, assemble, complete_options
 from llmspell_dist.config import Options
 from llmspell_dist.errors import SpellError
+from llmspell_dist.leases.manager import Leases
 from llmspell_dist.log import ChangeLog
+from llmspell_dist.redis.hub import Hub
 from llmspell_dist.redis.lanes import Lanes
 from llmspell_dist.state.driver import AsyncDriver
 from llmspell_dist.state.housekeeping import INTERVAL_S, housekeep
@@ -21,6 +23,7 @@ from llmspell_dist.state.manager import StateManager
 
 if TYPE_CHECKING:
     from llmspell_dist.redis.connection import ServerInfo
+    from llmspell_dist.state.core import Core
 
 __all__ = ["Spell", "connect"]
 
@@ -40,6 +43,12 @@ class Spell:
         """Shared state by scope and key."""
         self.log = ChangeLog(self._driver)
         """What every commit did, in order."""
+        self._hub = Hub(assembly.resolver, options=assembly.lane_options)
+        self.leases = Leases(self._driver, self._hub, self._state_of)
+        """Exclusive or shared use of a scope for a time, with fencing tokens."""
+
+    def _state_of(self, core: Core) -> StateManager:
+        return StateManager(self._driver.over(core))
 
     def __repr__(self) -> str:
         core = self._assembly.core
@@ -85,6 +94,8 @@ class Spell:
             housekeeper.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await housekeeper
+        await self.leases.close()
+        await self._hub.close()
         await self._lanes.close()
         self._assembly.release()
 

@@ -24,6 +24,14 @@
      ├ HistoryDivergedError
      ├ OperationReusedError
      ├ CipherNotConfiguredError
+     ├ LeaseError
+     │   ├ LeaseUnavailableError
+     │   ├ LeaseAlreadyHeldError
+     │   ├ LeaseNotHeldError
+     │   ├ LeaseLostError
+     │   ├ DeadlockError
+     │   ├ StaleFencingTokenError
+     │   └ LeaseRequiredError
      ├ NamespaceMismatchError
      ├ ClosedError                          (also RuntimeError)
      ├ WrongEventLoopError                  (also RuntimeError)
@@ -65,6 +73,7 @@ __all__ = [
     "ConflictingKey",
     "CorruptRecordError",
     "CrossShardError",
+    "DeadlockError",
     "HistoryDivergedError",
     "HistoryUnavailableError",
     "InvalidArgumentError",
@@ -72,6 +81,12 @@ __all__ = [
     "InvalidScopeError",
     "InvalidTTLError",
     "InvalidURLError",
+    "LeaseAlreadyHeldError",
+    "LeaseError",
+    "LeaseLostError",
+    "LeaseNotHeldError",
+    "LeaseRequiredError",
+    "LeaseUnavailableError",
     "LimitError",
     "NamespaceMismatchError",
     "NumberOverflowError",
@@ -79,6 +94,7 @@ __all__ = [
     "OutcomeUnknownError",
     "SpellError",
     "StagedElementsLostError",
+    "StaleFencingTokenError",
     "StoreAuthenticationError",
     "StoreBusyError",
     "StoreFullError",
@@ -488,6 +504,127 @@ class NamespaceMismatchError(SpellError):
         self.actual = actual
         super().__init__(
             f"namespace {shorten(namespace)} has {what} {actual} on the server, not {expected}"
+        )
+
+
+# --- leases ---------------------------------------------------------------------------------------
+
+
+class LeaseError(SpellError):
+    """A lease is not there as it was needed."""
+
+    code = "LEASE"
+
+    def __init__(self, scope: str, name: str, reason: str) -> None:
+        self.scope = scope
+        self.name = name
+        self.reason = reason
+        super().__init__(f"lease {shorten(name)} of {scope}: {reason}")
+
+
+class LeaseUnavailableError(LeaseError):
+    """Somebody else holds the lease, and it did not come free in the time given."""
+
+    code = "LEASE_UNAVAILABLE"
+    retryable = True
+
+    def __init__(self, scope: str, name: str, waited_s: float, holders: Iterable[Any] = ()) -> None:
+        self.waited_s = waited_s
+        self.holders = list(holders)
+        """Who holds it, as far as is known: `LeaseHolder`s."""
+        held = f"held by {self.holders[0]}" if self.holders else "held by others"
+        waited = f"after {waited_s:.3f} s of waiting" if waited_s else "and waiting was not wanted"
+        super().__init__(scope, name, f"{held}, {waited}")
+
+
+class LeaseAlreadyHeldError(LeaseError):
+    """The owner holds this lease already, and waiting for itself would never end."""
+
+    code = "LEASE_ALREADY_HELD"
+
+    def __init__(self, scope: str, name: str, owner: str, token: int, *, mode: str = "") -> None:
+        self.owner = owner
+        self.token = token
+        self.mode = mode
+        """The mode that it is held in, if another one was asked for."""
+        if mode:
+            how = f"held in mode {mode} by the same owner; release it before you change the mode"
+        else:
+            how = "held by the same owner; acquire it with reentrant=True, or give another owner="
+        super().__init__(scope, name, f"{how} (owner {shorten(owner)}, token {token})")
+
+
+class LeaseNotHeldError(LeaseError):
+    """The lease is not this holder's any more, or never was; nothing was changed."""
+
+    code = "LEASE_NOT_HELD"
+
+    def __init__(
+        self, scope: str, name: str, operation: str, why: str, *, current: Any = None
+    ) -> None:
+        self.operation = operation
+        self.current = current
+        """Who holds it now, if anybody."""
+        now = f"; it is held by {current}" if current is not None else ""
+        super().__init__(scope, name, f"cannot {operation}: {why}{now}; acquire it again")
+
+
+class LeaseLostError(LeaseError):
+    """The lease ended while it was thought to be held; what was done since may be out of turn."""
+
+    code = "LEASE_LOST"
+
+    def __init__(self, scope: str, name: str, reason: str, token: int) -> None:
+        self.token = token
+        super().__init__(scope, name, f"{reason} (token {token})")
+
+
+class DeadlockError(LeaseError):
+    """To wait for the lease would never end: its holder waits for one that this owner holds."""
+
+    code = "DEADLOCK"
+    retryable = True
+
+    def __init__(self, scope: str, name: str, cycle: Iterable[tuple[str, str]]) -> None:
+        self.cycle = [tuple(step) for step in cycle]
+        """Who waits for which lease, one after the other: ``(owner, "scope lease")``."""
+        steps = ", ".join(f"{shorten(owner)} waits for {lease}" for owner, lease in self.cycle)
+        super().__init__(scope, name, f"a deadlock: {steps}; release what you hold and try again")
+
+
+_FENCED: Mapping[str, str] = {
+    "ended": "the lease was released or broken, or its time was over",
+    "lost": "the server does not know the lease: its data was lost or went back",
+    "token": "the lease has been granted anew since",
+    "owner": "the lease has another owner",
+    "expired": "the time of the lease is over",
+    "below": "the scope has seen a write with a higher token",
+}
+
+
+class StaleFencingTokenError(LeaseError):
+    """A write carried a lease that does not hold any more; nothing was changed."""
+
+    code = "STALE_FENCING_TOKEN"
+
+    def __init__(self, scope: str, name: str, given: int, current: int | None, why: str) -> None:
+        self.given = given
+        """The token that the write carried."""
+        self.current = current
+        """The token of the present holder, or the highest seen; None: nobody holds the lease."""
+        self.why = why
+        said = _FENCED.get(why, why)
+        super().__init__(scope, name, f"{said}; given token {given}, current {current}")
+
+
+class LeaseRequiredError(LeaseError):
+    """Every write of this scope must carry a lease, and this one does not; nothing was changed."""
+
+    code = "LEASE_REQUIRED"
+
+    def __init__(self, scope: str, name: str) -> None:
+        super().__init__(
+            scope, name, "every write of the scope must carry it; acquire it, write by lease.state"
         )
 
 

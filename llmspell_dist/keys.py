@@ -6,8 +6,12 @@
 ``ns:{s}:<scope>:ttl``                    when the keys of a scope expire
 ``ns:{s}:<scope>:g``                      the generations of a scope
 ``ns:{s}:<scope>:lease:<name>``           one lease
+``ns:{s}:<scope>:lease:<name>:q``         who waits for it, in order
+``ns:{s}:<scope>:lease:<name>:s``         who holds it in shared mode
 ``ns:{s}:log`` ``due`` ``ctl`` ``trash``  what a shard has once
+``ns:{s}:leases`` ``waits``               the leases of a shard, and who waits for which
 ``ns:{s}:ring:<client>``                  the last operations of one client
+``ns:{s}:wake:<client>``                  no key: the channel that wakes a client
 ========================================= ==========================================================
 
 ``ns`` is the namespace, ``s`` the shard and the cluster's hash tag. Namespace, ids and names are
@@ -111,6 +115,10 @@ class KeyType(StrEnum):
     TTL = "ttl"
     GENERATIONS = "g"
     LEASE = "lease"
+    LEASE_QUEUE = "q"
+    LEASE_READERS = "s"
+    LEASES = "leases"
+    WAITS = "waits"
     LOG = "log"
     DUE = "due"
     CTL = "ctl"
@@ -118,8 +126,11 @@ class KeyType(StrEnum):
     RING = "ring"
 
 
-_OF_SHARD: Final = {t.value: t for t in (KeyType.LOG, KeyType.DUE, KeyType.CTL, KeyType.TRASH)}
+_OF_SHARD: Final = {t.value: t for t in (
+    KeyType.LOG, KeyType.DUE, KeyType.CTL, KeyType.TRASH, KeyType.LEASES, KeyType.WAITS,
+)}
 _OF_SCOPE: Final = {t.value: t for t in (KeyType.TTL, KeyType.GENERATIONS)}
+_OF_LEASE: Final = {t.value: t for t in (KeyType.LEASE_QUEUE, KeyType.LEASE_READERS)}
 _OF_SCOPE_NAMED: Final = {t.value: t for t in (KeyType.GENERATION, KeyType.LEASE)}
 _PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 _SHARD: Final = re.compile(r"0|[1-9][0-9]{0,4}", re.ASCII)
@@ -203,6 +214,14 @@ class KeySpace:
         """Return the hash of the lease `name` of a scope; any non-empty name is encoded."""
         return self.scope(scope) + b":lease:" + encode_part(name, "name").encode()
 
+    def lease_queue(self, scope: Scope, name: str) -> bytes:
+        """Return the sorted set of those who wait for a lease."""
+        return self.lease(scope, name) + b":q"
+
+    def lease_readers(self, scope: Scope, name: str) -> bytes:
+        """Return the hash of those who hold a lease in shared mode."""
+        return self.lease(scope, name) + b":s"
+
     # -- of a shard
 
     def log(self, shard: str) -> bytes:
@@ -220,6 +239,18 @@ class KeySpace:
     def trash(self, shard: str) -> bytes:
         """Return the key that names what is still to be removed in a shard."""
         return self._once(shard, KeyType.TRASH)
+
+    def leases(self, shard: str) -> bytes:
+        """Return the sorted set of the leases of a shard by their expiry."""
+        return self._once(shard, KeyType.LEASES)
+
+    def waits(self, shard: str) -> bytes:
+        """Return the hash that tells, by owner, which leases it waits for."""
+        return self._once(shard, KeyType.WAITS)
+
+    def wake(self, shard: str, client: str | bytes) -> bytes:
+        """Return the channel over which a client is woken; it is no key."""
+        return self._once(shard, KeyType.LOG)[:-3] + b"wake:" + _plain("client", client).encode()
 
     def ring(self, shard: str, client: str | bytes) -> bytes:
         """Return the hash of one client's last operations in a shard."""
@@ -267,6 +298,10 @@ class KeySpace:
             return ParsedKey(self.namespace, shard, KeyType.SCOPE, scope)
         if len(tail) == 1 and tail[0] in _OF_SCOPE:
             return ParsedKey(self.namespace, shard, _OF_SCOPE[tail[0]], scope)
+        if len(tail) == 3 and tail[0] == KeyType.LEASE.value and tail[2] in _OF_LEASE:
+            return ParsedKey(
+                self.namespace, shard, _OF_LEASE[tail[2]], scope, decode_part(tail[1])
+            )
         if len(tail) == 2 and tail[0] in _OF_SCOPE_NAMED:
             what = _OF_SCOPE_NAMED[tail[0]]
             name = decode_part(tail[1]) if what is KeyType.LEASE else tail[1]
@@ -285,6 +320,11 @@ class KeySpace:
             return self.scope(scope)
         if parsed.what is KeyType.GENERATION:
             return self.generation(scope, extra)
-        if parsed.what is KeyType.LEASE:
-            return self.lease(scope, extra)
+        of_lease = {
+            KeyType.LEASE: self.lease,
+            KeyType.LEASE_QUEUE: self.lease_queue,
+            KeyType.LEASE_READERS: self.lease_readers,
+        }.get(parsed.what)
+        if of_lease is not None:
+            return of_lease(scope, extra)
         return self.scope(scope) + f":{parsed.what.value}".encode()

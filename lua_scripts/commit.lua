@@ -3,18 +3,21 @@
 -- KEYS[1] log stream of the shard
 -- KEYS[2] due: sorted set of the shard's scopes
 -- KEYS[3] ring: the client's last operations with their outcomes
--- KEYS[4...] the scopes' hashes
--- ARGV[1] 8 bytes: the client's id; then 2 bytes: number of items; then 1 byte: 1 to renew the ring's expiry
+-- KEYS[4...] the scopes' hashes, then the leases that items carry
+-- ARGV[1] 8 bytes: the client's id; then 2 bytes: number of items; then 1 byte: 1 to renew the ring's expiry; then
+--         2 bytes: number of leases
 -- ARGV[2...] per scope: its printed name
 -- ARGV[n...] per item: head (19 bytes: flags 1, conditions 2, changes 2, sequence 6, fingerprint 8), log metadata;
+--            if flag 16 is set its fences, one after the other: lease 2, scope 2 (its scope, if the fence is the scope's
+--            own and the item has the scope; else 65,535), token 8, owner length 1, owner;
 --            per condition: head (13 bytes: mode 1, revision 10, scope 2), key;
 --            per change: head (20 bytes: op 1, kind and class 1, flags 1, schema 2, key length 2, payload length 4,
 --            ttl mode 1, ttl ms 6, scope 2), key, payload (see lib/op_*.lua)
 -- returns: per item its outcome as text. Success: the revision, then the results of its changes, separated by spaces
 --          (the revision is "-" if nothing had to change). Otherwise a code and facts:
--- errors: CONFLICT KIND CLASS OVERFLOW STAGED CORRUPT UNKNOWN REUSED FAILED
+-- errors: CONFLICT KIND CLASS OVERFLOW STAGED CORRUPT UNKNOWN REUSED FAILED FENCED UNLEASED
 --
--- Order within an item: operation id, conditions, types and limits of everything to be written, log entry, data.
+-- Order within an item: operation id, fences, conditions, types and limits of everything to be written, log entry, data.
 -- Nothing that follows the log entry can be refused by the server: it was either read before, or is exempt.
 --
 -- The whole runs for every write of every client, and a server defines a script's functions anew in each call (about
@@ -26,7 +29,9 @@ local NONE10, NONE6 = '\0\0\0\0\0\0\0\0\0\0', '\0\0\0\0\0\0'
 local SET, COMPOSITE, BULK, EPHEMERAL = 1, 48, 2, 3
 
 local log, due, ring, group = KEYS[1], KEYS[2], KEYS[3], ARGV[1]
-local scope_count = #KEYS - 3
+local high, low = byte(group, 12, 13)
+local lease_count = high * 256 + low
+local scope_count = #KEYS - 3 - lease_count
 local scopes, wanted, before = {}, {}, {}
 local rest
 
@@ -38,12 +43,12 @@ for i = 1, scope_count do
   wanted[i] = { '$$' }
 end
 local slots, at = {}, scope_count + 2
-local high, low = byte(group, 9, 10)
+high, low = byte(group, 9, 10)
 local item_count = high * 256 + low
 for n = 1, item_count do
-  local _, c1, c2, g1, g2, _, _, _, _, s5, s6 = byte(ARGV[at], 1, 11)
+  local flags, c1, c2, g1, g2, _, _, _, _, s5, s6 = byte(ARGV[at], 1, 11)
   slots[n] = s5 % 4 * 256 + s6 -- sequence modulo 1,024
-  at = at + 2
+  at = at + (flags >= 16 and 3 or 2)
   for _ = 1, c1 * 256 + c2 do
     local a, b = byte(ARGV[at], 12, 13)
     local i, key = a * 256 + b + 1, ARGV[at + 1]
@@ -95,10 +100,72 @@ for i = 1, scope_count do
     s.rev, s.tail = sub(meta, 2, 11), sub(meta, 22)
     s.count = ((a * 256 + b) * 256 + c) * 256 + d
     s.size = ((((e * 256 + f) * 256 + g) * 256 + h) * 256 + k) * 256 + l
+    if byte(meta, 32) % 2 == 1 then -- writes need the lease whose name follows
+      s.guard = s.key .. ':lease:' .. sub(meta, 34, 33 + byte(meta, 33))
+    end
   else
     s.new, s.tail = true, '\0\0\0\0\0\0\0\0\0\0\0'
   end
   before[i] = s.rev
+end
+
+-- Leases are read before anything is written, by `pcall`: a key of another type is no lease.
+local check_fences
+if lease_count > 0 then
+  local holders, time = {}, call('TIME')
+  local now_ms = time[1] * 1000 + floor(time[2] / 1000)
+  for i = 1, lease_count do
+    local r = redis.pcall('HGET', KEYS[3 + scope_count + i], 'x')
+    holders[i] = type(r) == 'string' and r ~= '' and r
+  end
+
+  -- nil if a lease holds: it is there, with token and owner as given, not over, and not older than what wrote before.
+  local function why_not(r, key, token, owner, s)
+    if not r then
+      return call('EXISTS', key) == 1 and 'ended' or 'lost'
+    elseif sub(r, 1, 8) ~= token then
+      return 'token'
+    end
+    local a, b, c, d, e, f = byte(r, 9, 14)
+    local h1, h2 = byte(r, 25, 26)
+    local owner_at = 27 + (h1 * 256 + h2) * 12
+    if ((((a * 256 + b) * 256 + c) * 256 + d) * 256 + e) * 256 + f <= now_ms then
+      return 'expired'
+    elseif sub(r, owner_at, owner_at + #owner - 1) ~= owner then
+      return 'owner'
+    end
+    for i = 1, s and 8 or 0 do -- byte by byte: Lua compares strings as the locale sorts them
+      local seen, given = byte(s.tail, i), byte(token, i)
+      if given > seen then
+        s.fence = token
+        break
+      elseif given < seen then
+        return 'below'
+      end
+    end
+  end
+
+  -- The fences of an item: nil and the keys of the leases that it holds, or why it is refused.
+  check_fences = function(fences)
+    local held, pos, n = {}, 1, 0
+    while pos <= #fences do
+      local a, b, c, d = byte(fences, pos, pos + 3)
+      local stop = pos + 12 + byte(fences, pos + 12)
+      local i = a * 256 + b + 1
+      local key, s = KEYS[3 + scope_count + i], scopes[c * 256 + d + 1]
+      local why = why_not(holders[i], key, sub(fences, pos + 4, pos + 11), sub(fences, pos + 12, stop), s)
+      if why then
+        local current, text = why == 'below' and s.tail or holders[i], '0'
+        if current then
+          local _, t2, t3, t4, t5, t6, t7, t8 = byte(current, 1, 8)
+          text = format('%.0f', (((((t2 * 256 + t3) * 256 + t4) * 256 + t5) * 256 + t6) * 256 + t7) * 256 + t8)
+        end
+        return format('FENCED fence=%d why=%s current=%s', n, why, text)
+      end
+      held[key], pos, n = true, stop + 1, n + 1
+    end
+    return nil, held
+  end
 end
 
 local function load_rest()
@@ -118,7 +185,10 @@ for n = 1, item_count do
   local first, head = at, ARGV[at]
   local flags, c1, c2, g1, g2, s1, s2, s3, s4, s5, s6 = byte(head, 1, 11)
   local conditions, changes = c1 * 256 + c2, g1 * 256 + g2
-  local pos = at + 2
+  local pos, held = at + 2, nil
+  if flags >= 16 then
+    pos = pos + 1
+  end
   at = pos + conditions * 2 + changes * 3
   -- What its slot in the ring holds: usually the operation 1,024 before it, and that means nothing.
   local outcome
@@ -132,7 +202,10 @@ for n = 1, item_count do
     outcome = (rest or load_rest()).unseen_retry(born, head)
   end
   local keep = not outcome
-  if keep and conditions > 0 then
+  if keep and flags >= 16 then
+    outcome, held = check_fences(ARGV[first + 2])
+  end
+  if not outcome and conditions > 0 then
     outcome = (rest or load_rest()).check(pos, conditions)
     pos = pos + conditions * 2
   end
@@ -144,6 +217,10 @@ for n = 1, item_count do
       local op, kind_class, codec, _, _, _, _, _, _, _, _, ttl_mode = byte(change, 1, 12)
       local a, b = byte(change, 19, 20)
       local s = scopes[a * 256 + b + 1]
+      if s.guard and not (held and held[s.guard]) then
+        outcome = 'UNLEASED scope=' .. s.text .. ' lease=' .. sub(s.guard, #s.key + 8)
+        break
+      end
       local old, version, old_kind, old_flags = s.recs[key], 1, 0, 0
       if old then
         if #old >= 21 or (#old >= 15 and byte(old, 3) % 2 == 0) then
@@ -160,7 +237,7 @@ for n = 1, item_count do
           s = s, key = key, old = old, payload = ARGV[pos + 2], head = change, codec = codec, created = old_flags % 2,
         }
       else
-        local found, problem = (rest or load_rest()).plan(s, change, key, ARGV[pos + 2], i - 1)
+        local found, problem = (rest or load_rest()).plan(s, change, key, ARGV[pos + 2], i - 1, held)
         if problem then
           outcome = problem
           break
@@ -256,7 +333,11 @@ for n = 1, item_count do
         end
       end
       for i = 1, planned do
-        plans[i].s.rev = revision
+        local s = plans[i].s
+        s.rev = revision
+        if held and s.fence then
+          s.tail, s.fence = s.fence .. sub(s.tail, 9), nil
+        end
       end
       outcome, wrote = id .. results, true
     else

@@ -4,6 +4,8 @@
 -- KEYS[2] due: sorted set of the shard's scopes
 -- KEYS[3] ctl: the shard's settings
 -- KEYS[4] trash: sets of generations left behind by clear
+-- KEYS[5] registry: the leases of the shard by expiry
+-- KEYS[6] waits: by owner, the leases that it waits for
 -- ARGV[1] interval in ms: if another call worked less than this ago, nothing is done
 -- ARGV[2] most keys to remove
 -- ARGV[3] prefix of the shard's keys
@@ -11,6 +13,9 @@
 --- @include "lib/composite"
 --- @include "lib/log"
 local log, due, ctl, trash = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local lease, queue, readers, registry, waits = nil, nil, nil, KEYS[5], KEYS[6]
+--- @include "lib/lease"
+local LEASE_KEPT_MS = 86400000 -- a lease that nobody holds is remembered so long
 local most = tonumber(ARGV[2])
 local last = tonumber(redis.call('HGET', ctl, 'swept') or '0')
 if now() >= last and now() - last < tonumber(ARGV[1]) then
@@ -20,7 +25,7 @@ end
 local function forget_if_empty(s, text)
   local oldest = redis.call('XRANGE', log, '-', '+', 'COUNT', 1)[1]
   local changed_ms = u48(s.rev, 1)
-  if s.count > 0 or (oldest and tonumber(string.match(oldest[1], '^%d+')) <= changed_ms) or now() - changed_ms < EMPTY_SCOPE_MS then
+  if s.count > 0 or byte(s.tail, 11) > 0 or (oldest and tonumber(string.match(oldest[1], '^%d+')) <= changed_ms) or now() - changed_ms < EMPTY_SCOPE_MS then
     return false
   end
   -- Nobody can tell any more what was in the scope before; get_at asks for this.
@@ -105,6 +110,24 @@ local function empty_trash()
   return true
 end
 
+-- Leases that ended long ago: nobody waits for them, or whoever did is gone. Server time stands in for their tokens.
+local function forget_leases()
+  local ended = redis.call('ZRANGEBYSCORE', registry, '-inf', format('%.0f', now() - LEASE_KEPT_MS), 'LIMIT', 0, 100)
+  for i = 1, #ended do
+    lease, queue, readers = ended[i], ended[i] .. ':q', ended[i] .. ':s'
+    local waiting = redis.call('ZRANGE', queue, 0, 999)
+    for j = 1, #waiting do
+      local w = redis.call('HGET', lease, 'w:' .. waiting[j])
+      if w then
+        forget_wait(waiting[j], w)
+      end
+    end
+    redis.call('UNLINK', lease, queue, readers)
+    redis.call('ZREM', registry, lease)
+  end
+  return #ended == 100
+end
+
 local removed, more = 0, 0
 local scopes = redis.call('ZRANGEBYSCORE', due, '-inf', format('%.0f', now()), 'LIMIT', 0, 100)
 for i = 1, #scopes do
@@ -114,7 +137,7 @@ for i = 1, #scopes do
     break
   end
 end
-if #scopes == 100 or empty_trash() then
+if #scopes == 100 or empty_trash() or forget_leases() then
   more = 1
 end
 if more == 0 then

@@ -15,6 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = {
     "llmspell_dist/state/manager.py": "llmspell_dist/blocking/_manager.py",
     "llmspell_dist/log.py": "llmspell_dist/blocking/_log.py",
+    "llmspell_dist/leases/shell.py": "llmspell_dist/blocking/_leases.py",
+    "llmspell_dist/agents/manager.py": "llmspell_dist/blocking/_agents.py",
 }
 NOTICE = "# Written by tools/make_blocking.py from {source}: change that.\n"
 
@@ -35,6 +37,18 @@ RULES = [
         "llmspell_dist.blocking.driver import SyncDriver",
     ),
     (r"\bAsyncDriver\b", "SyncDriver"),
+    (
+        r"llmspell_dist\.leases\.holding import Lease\b",
+        "llmspell_dist.blocking.leases import Lease",
+    ),
+    (r"\basynccontextmanager\b", "contextmanager"),
+    (r"\bAsyncLeases\b", "BlockingLeases"),
+    (r"\bcall_async\b", "call_blocking"),
+    (
+        r"The function is cancelled at the limit; the outcome then is unknown\.",
+        "A thread cannot be interrupted at the limit; others then see an unknown outcome.",
+    ),
+    (r"effects that run once; asynchronous", "effects that run once; blocking"),
     (r"shared state by scope and key, asynchronous", "shared state by scope and key, blocking"),
 ]
 """What differs between the two: the words that make a coroutine, and who carries the steps out."""

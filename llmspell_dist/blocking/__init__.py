@@ -17,13 +17,23 @@ from llmspell_dist.assembly import Assembly, assemble, complete_options
 from llmspell_dist.blocking._log import ChangeLog
 from llmspell_dist.blocking._manager import StateManager, Transaction
 from llmspell_dist.blocking.driver import SyncDriver
+from llmspell_dist.blocking.leases import Lease, LeaseGroup, Leases
 from llmspell_dist.redis.blocking_driver import BlockingDriver
 
 if TYPE_CHECKING:
     from llmspell_dist.config import Options
     from llmspell_dist.redis.connection import ServerInfo
 
-__all__ = ["ChangeLog", "Spell", "StateManager", "Transaction", "connect"]
+__all__ = [
+    "ChangeLog",
+    "Lease",
+    "LeaseGroup",
+    "Leases",
+    "Spell",
+    "StateManager",
+    "Transaction",
+    "connect",
+]
 
 
 class Spell:
@@ -39,6 +49,8 @@ class Spell:
         """Shared state by scope and key."""
         self.log = ChangeLog(self._driver)
         """What every commit did, in order."""
+        self.leases = Leases(self._driver, assembly)
+        """Exclusive or shared use of a scope for a time, with fencing tokens."""
 
     def __repr__(self) -> str:
         core = self._assembly.core
@@ -65,6 +77,7 @@ class Spell:
 
     def close(self) -> None:
         """Wait for what is in flight, at most five seconds, and disconnect; twice is allowed."""
+        self.leases.close()
         self._connections.close()
         self._assembly.release()
 

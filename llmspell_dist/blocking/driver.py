@@ -33,13 +33,13 @@ class SyncDriver:
     There is no thread of its own for housekeeping: now and then a call does some of it.
     """
 
-    __slots__ = ("_due", "_execute", "_submit", "connections", "core")
+    __slots__ = ("_due", "_submit", "connections", "core", "execute")
 
     def __init__(self, core: Core, connections: BlockingDriver, *, housekeeping: bool) -> None:
         self.core = core
         self.connections = connections
         self._submit = connections.submit
-        self._execute = connections.execute
+        self.execute = connections.execute
         self._due = time.monotonic() + INTERVAL_S if housekeeping else float("inf")
 
     def submit(self, packed: bytes) -> Any:
@@ -75,12 +75,16 @@ class SyncDriver:
         if isinstance(request, CommitRequest):
             return self.connections.commit(request.commit, request.ack)
         if isinstance(request, list):
-            return [self._execute(one) for one in request]
+            return [self.execute(one) for one in request]
         if isinstance(request, Pause):
             return self.pause(request.seconds)
         if isinstance(request, Call):
             return request.function(*request.arguments)
-        return self._execute(request)
+        return self.execute(request)
+
+    def over(self, core: Core) -> SyncDriver:
+        """Return a driver of another core over the same connections."""
+        return SyncDriver(core, self.connections, housekeeping=False)
 
     def pause(self, seconds: float) -> None:
         """Wait between two attempts."""

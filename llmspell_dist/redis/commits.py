@@ -9,7 +9,7 @@ by byte.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 from zlib import crc32
@@ -19,12 +19,14 @@ from llmspell_dist.errors import (
     ClassChangedError,
     ConflictError,
     CorruptRecordError,
+    LeaseRequiredError,
     LimitError,
     NumberOverflowError,
     OperationReusedError,
     OutcomeUnknownError,
     SpellError,
     StagedElementsLostError,
+    StaleFencingTokenError,
     WrongKindError,
     shorten,
 )
@@ -33,6 +35,7 @@ from llmspell_dist.redis.replies import error_from_reply
 from llmspell_dist.redis.resp import ErrorReply
 from llmspell_dist.redis.scripts import load_script
 from llmspell_dist.revision import NO_REVISION, Revision
+from llmspell_dist.scope import decode_part
 
 if TYPE_CHECKING:
     from llmspell_dist.scope import Scope
@@ -40,7 +43,7 @@ if TYPE_CHECKING:
 MAX_CHANGES = 1000
 MAX_COMMIT_BYTES = 8 * 1024 * 1024
 
-RETRY, RING_EXPECTED, RENEW_RING, FREEING = 1, 2, 4, 8
+RETRY, RING_EXPECTED, RENEW_RING, FREEING, FENCED = 1, 2, 4, 8, 16
 """Flags of an item: see ``commit.lua``."""
 
 
@@ -86,6 +89,24 @@ class Condition(NamedTuple):
     head: bytes
     scope: int
     key: bytes
+
+
+class Fence(NamedTuple):
+    """A lease that a commit carries: it is refused unless the lease holds."""
+
+    lease: bytes
+    """The Redis key."""
+    scope_hash: bytes
+    """The hash of the scope whose highest token it is compared with; empty: none."""
+    token: int
+    owner: bytes
+    scope: str
+    name: str
+
+    @property
+    def packed(self) -> bytes:
+        """Token, length of the owner, owner."""
+        return self.token.to_bytes(8, "big") + bytes((len(self.owner),)) + self.owner
 
 
 class ScopeKey(NamedTuple):
@@ -138,7 +159,16 @@ def condition(
 class Commit:
     """Changes that happen all together or not at all, if every condition holds."""
 
-    __slots__ = ("changes", "conditions", "fingerprint", "freeing", "meta", "scopes", "size")
+    __slots__ = (
+        "changes",
+        "conditions",
+        "fences",
+        "fingerprint",
+        "freeing",
+        "meta",
+        "scopes",
+        "size",
+    )
 
     def __init__(
         self,
@@ -146,8 +176,10 @@ class Commit:
         changes: Sequence[Change],
         conditions: Sequence[Condition] = (),
         meta: bytes = b"",
+        fences: Sequence[Fence] = (),
     ) -> None:
         self.scopes = scopes
+        self.fences = fences
         self.changes = changes
         self.conditions = conditions
         self.meta = meta
@@ -161,14 +193,19 @@ class Commit:
         for head, _, key in conditions:
             size += 48 + len(key)
             crc = crc32(key, crc32(head, crc))
+        for fence in fences:
+            size += 64 + len(fence.lease)
         self.size = size
         self.freeing = freeing
         self.fingerprint = _FINGERPRINT.pack(crc, size & 0xFFFFFFFF)
 
     @classmethod
-    def of_one(cls, scope: ScopeKey, change: Change, meta: bytes) -> Commit:
+    def of_one(
+        cls, scope: ScopeKey, change: Change, meta: bytes, fences: Sequence[Fence] = ()
+    ) -> Commit:
         """Return the commit of one change without conditions, as the constructor, but faster."""
         self = cls.__new__(cls)
+        self.fences = fences
         head, _, key, payload = change
         self.scopes = (scope,)
         self.changes = (change,)
@@ -220,6 +257,7 @@ def pack_group(
     ``EVALSHA``, or with ``eval_body`` the ``EVAL`` form for a server that has lost the script.
     """
     indexes: dict[bytes, int] = {}
+    leases: dict[bytes, int] = {}
     keys: list[bytes] = []
     texts: list[bytes] = []
     args: list[bytes] = []
@@ -238,14 +276,22 @@ def pack_group(
         changes, conditions, meta = commit.changes, commit.conditions, commit.meta
         if len(places) > 1 and changes and changes[0].head[0] == Op.COPY:
             changes = [_relocated(one, places) for one in changes]
+        if commit.freeing:
+            flags |= FREEING  # noqa: PLW2901 - what differs between the members of a group
+        if commit.fences:
+            flags |= FENCED  # noqa: PLW2901 - as above
         head = _ITEM.pack(
-            flags | FREEING if commit.freeing else flags,
+            flags,
             len(conditions),
             len(changes),
             sequence >> 32,
             sequence & 0xFFFFFFFF,
         )
         args.append(b"$19\r\n%b%b\r\n$%d\r\n%b\r\n" % (head, commit.fingerprint, len(meta), meta))
+        if commit.fences:
+            fences = _fences(commit, places, leases)
+            args.append(b"$%d\r\n%b\r\n" % (len(fences), fences))
+            count += 1
         for head, scope, key in conditions:
             args.append(b"$13\r\n%b%b\r\n$%d\r\n%b\r\n" % (head, places[scope], len(key), key))
         for head, scope, key, payload in changes:
@@ -257,18 +303,42 @@ def pack_group(
     shard = items[0][2].scopes[0].shard
     script = load_script("commit")
     name, text = (b"EVAL", script.body) if eval_body else (b"EVALSHA", script.sha)
-    numkeys = b"%d" % (3 + len(keys))
+    numkeys = b"%d" % (3 + len(keys) + len(leases))
     start = (
         b"*%d\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
         b"$%d\r\n%b:log\r\n$%d\r\n%b:due\r\n$%d\r\n%b\r\n"
         % (
-            *(7 + 2 * len(keys) + count, len(name), name, len(text), text, len(numkeys), numkeys),
+            7 + 2 * len(keys) + len(leases) + count,
+            *(len(name), name, len(text), text, len(numkeys), numkeys),
             *(len(shard) + 4, shard, len(shard) + 4, shard, len(ring_key), ring_key),
         )
     )
     client = bytes.fromhex(ring_key[-16:].decode())
-    group = b"$11\r\n%b%b%c\r\n" % (client, len(items).to_bytes(2, "big"), 1 if renew else 0)
+    group = b"$13\r\n%b%b%c%b\r\n" % (
+        client,
+        len(items).to_bytes(2, "big"),
+        1 if renew else 0,
+        len(leases).to_bytes(2, "big"),
+    )
+    if leases:
+        keys += [b"$%d\r\n%b\r\n" % (len(lease), lease) for lease in leases]
     return b"".join((start, *keys, group, *texts, *args))
+
+
+_NO_SCOPE = b"\xff\xff"
+
+
+def _fences(commit: Commit, places: Sequence[bytes], leases: dict[bytes, int]) -> bytes:
+    """Return the fences of an item, and enter their leases among those of the group."""
+    parts = []
+    for fence in commit.fences:
+        index = leases.setdefault(fence.lease, len(leases))
+        place = _NO_SCOPE
+        for scope, at in zip(commit.scopes, places, strict=True):
+            if scope.hash == fence.scope_hash:
+                place = at
+        parts.append(index.to_bytes(2, "big") + place + fence.packed)
+    return b"".join(parts)
 
 
 class Committed(NamedTuple):
@@ -336,6 +406,21 @@ def refusal(text: str, commit: Commit, server: str, operation: str) -> SpellErro
     if code == "FAILED":
         return error_from_reply(ErrorReply(rest), server)
     facts = _facts(rest)
+    if code == "FENCED":
+        return _stale(facts, commit)
+    if code == "UNLEASED":
+        return LeaseRequiredError(facts["scope"], decode_part(facts["lease"]))
+    return _unfit(code, facts, commit)
+
+
+def _stale(facts: Mapping[str, str], commit: Commit) -> StaleFencingTokenError:
+    fence = commit.fences[int(facts["fence"])]
+    current = int(facts["current"]) or None
+    return StaleFencingTokenError(fence.scope, fence.name, fence.token, current, facts["why"])
+
+
+def _unfit(code: str, facts: Mapping[str, str], commit: Commit) -> SpellError:
+    """Return the exception for a change that does not fit what is there."""
     at = commit.changes[int(facts["change"])]
     place = at.scope
     if at.head[0] == Op.COPY and code == "CORRUPT":

@@ -1,4 +1,8 @@
-"""Keeps a lane connected: dials, greets, watches for overdue replies, backs off, gives up."""
+"""Keeps a lane or the hub connected: dials, greets, watches for overdue replies, backs off.
+
+What it serves is `Supervised`: it tells by its `backlog` whether anything still needs a connection.
+A lane's backlog ends with its callers' patience, the hub's with its last channel.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import logging
 import socket
 import ssl
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from llmspell_dist.errors import (
     SpellError,
@@ -22,13 +26,17 @@ from llmspell_dist.redis.fork import close_silently
 from llmspell_dist.redis.replies import system_said
 from llmspell_dist.redis.resp import pack
 from llmspell_dist.redis.retry import Backoff
-from llmspell_dist.redis.wire import Wire
+from llmspell_dist.redis.wire import Wire, WireOwner
 
 if TYPE_CHECKING:
-    from llmspell_dist.redis.connection import Endpoint
-    from llmspell_dist.redis.lane import Lane
+    from collections.abc import Callable, Sequence, Sized
 
-__all__ = ["Supervisor"]
+    from llmspell_dist.clock import ServerClock
+    from llmspell_dist.redis.commands import ScriptSource
+    from llmspell_dist.redis.connection import Endpoint, EndpointResolver, ServerInfo
+    from llmspell_dist.redis.options import LaneOptions
+
+__all__ = ["Supervised", "Supervisor"]
 
 logger = logging.getLogger("llmspell_dist.redis")
 
@@ -37,14 +45,63 @@ _FATAL = (StoreAuthenticationError, StorePermissionError, StoreProtocolError)
 _PING = pack("PING")
 _SETTLED_S = 1.0
 """A connection that lived so long ends the backing off."""
+_SAID_OFTEN = 10
+_SAID_EVERY = 100
+"""After the first ten failures in a row only every hundredth is a warning: the hub never gives up,
+and a night's outage must not fill the log."""
+
+
+class Supervised(WireOwner, Protocol):
+    """A lane or the hub, as far as its supervisor needs it."""
+
+    options: LaneOptions
+    closing: bool
+    info: ServerInfo | None
+
+    @property
+    def name(self) -> str:
+        """What the log calls it."""
+
+    @property
+    def resolver(self) -> EndpointResolver:
+        """Says where the server is."""
+
+    @property
+    def server(self) -> str:
+        """What errors call the server."""
+
+    @property
+    def scripts(self) -> Sequence[ScriptSource]:
+        """What each new connection loads."""
+
+    @property
+    def clock(self) -> ServerClock | None:
+        """What each handshake sets, if anything."""
+
+    @property
+    def backlog(self) -> Sized:
+        """What needs a connection; while there is any, connecting goes on."""
+
+    def attach(self, wire: Any) -> None:
+        """Use a connection that was greeted."""
+
+    def ask(self, packed: bytes) -> None:
+        """Send a request whose answer is only a sign of life."""
+
+    def expire(self, now: float, cls: type[StoreUnavailableError], said: str) -> None:
+        """Fail what waits for longer than its budget."""
+
+    def fail_all(self, cls: type[StoreUnavailableError], said: str) -> None:
+        """Fail everything that waits."""
 
 
 class Supervisor:
-    """The one task and the one timer of a lane."""
+    """The one task and the one timer of a lane or of the hub."""
 
-    def __init__(self, lane: Lane) -> None:
+    def __init__(self, lane: Supervised, make_wire: Callable[[Any], Wire] = Wire) -> None:
         options = lane.options
         self._lane = lane
+        self._make_wire = make_wire
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -54,6 +111,8 @@ class Supervisor:
         self._wire: Wire | None = None
         self._sock: socket.socket | None = None
         self._last_traffic = 0.0
+        self._last_push = 0.0
+        self._pushes = 0
         self._said = "not connected yet"
         self._error: type[StoreUnavailableError] = StoreUnavailableError
 
@@ -100,6 +159,9 @@ class Supervisor:
         if wire is None:
             lane.expire(now, self._error, self._said)
             return
+        if wire.pushes != self._pushes:  # as good a sign of life as a reply
+            self._pushes = wire.pushes
+            self._last_traffic = self._last_push = now
         oldest = wire.oldest_sent_at()
         patience = options.call_timeout
         if lane.name == "durable":
@@ -107,7 +169,7 @@ class Supervisor:
         if oldest is not None:
             self._last_traffic = now
             # A loop that was blocked has not read yet what the server may have answered long ago.
-            if now - oldest > patience and punctual:
+            if now - max(oldest, self._last_push) > patience and punctual:
                 self._error = StoreTimeoutError
                 wire.kill(f"no reply within {patience:g} s")
         elif 0 < options.health_check_interval < now - self._last_traffic and not lane.closing:
@@ -127,16 +189,18 @@ class Supervisor:
                 async with asyncio.timeout(lane.options.connect_timeout):
                     wire = await self._dial(await lane.resolver.resolve())
             except _FATAL as error:
-                logger.warning("%s lane: %s", lane.name, error)
                 self._said = error.said
                 self._backoff.failures += 1
+                logger.log(self._level(), "%s lane: %s", lane.name, error)
                 lane.fail_all(type(error), error.said)
-                return
+                if not lane.backlog:
+                    return
             except (OSError, TimeoutError, SpellError) as error:
                 self._note_failure(error)
                 if isinstance(error, ssl.SSLCertVerificationError):
                     lane.fail_all(StoreUnavailableError, self._said)
-                    return
+                    if not lane.backlog:
+                        return
                 if not lane.backlog and monotonic() - started > lane.options.retry_budget:
                     return  # nobody waits: the next request wakes us
             else:
@@ -145,6 +209,8 @@ class Supervisor:
                 self._wire = wire
                 self._error = StoreUnavailableError
                 self._last_traffic = monotonic()
+                self._pushes = wire.pushes
+                self._last_push = 0.0
                 lane.attach(wire)
                 return
 
@@ -158,7 +224,8 @@ class Supervisor:
         else:
             self._error, self._said = StoreUnavailableError, system_said(error)
         self._backoff.failures += 1
-        logger.warning(
+        logger.log(
+            self._level(),
             "%s lane: no connection to %s (attempt %d): %s",
             lane.name,
             lane.resolver.label,
@@ -167,12 +234,17 @@ class Supervisor:
         )
         lane.expire(monotonic(), self._error, self._said)
 
+    def _level(self) -> int:
+        failures = self._backoff.failures
+        often = failures <= _SAID_OFTEN or failures % _SAID_EVERY == 0
+        return logging.WARNING if often else logging.DEBUG
+
     async def _dial(self, endpoint: Endpoint) -> Wire:
         """Connect and greet; the socket is ours, so that a forked child can drop it."""
         lane = self._lane
         loop = asyncio.get_running_loop()
         sock = self._sock = await _open_socket(loop, endpoint)
-        wire = Wire(lane)
+        wire = self._make_wire(lane)
         if endpoint.tls is None:
             wire.sock = sock
         try:

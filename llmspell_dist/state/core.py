@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from copy import copy
 from itertools import count
 from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
+
+from msgpack import packb
 
 from llmspell_dist.ack import Ack
 from llmspell_dist.changes import Op
@@ -24,6 +27,7 @@ from llmspell_dist.redis.commits import (
     Commit,
     Committed,
     Condition,
+    Fence,
     ScopeKey,
     TTLMode,
     change,
@@ -79,9 +83,14 @@ class Core:
         self.rules = rules
         self.clock = clock
         self.server = server
-        self.default_meta = CommitContext(actor=actor).packed if actor else b""
+        self.default_meta = self._unfenced_meta = (
+            CommitContext(actor=actor).packed if actor else b""
+        )
         self.durable_ack: Ack | None = None
         """What the class Critical waits for: the strongest level that this server can give."""
+        self.fences: tuple[Fence, ...] = ()
+        """The leases that every commit carries."""
+        self._said_fence = b""
         self._actor = actor
         self._scopes: dict[str | Scope, ScopeKey] = {}
         self._generation_prefix = os.urandom(6).hex()
@@ -114,6 +123,23 @@ class Core:
         """Return a name for the elements of a new list or map that nobody else will use."""
         return f"{self._generation_prefix}-{next(self._generations)}".encode()
 
+    def fenced(self, fences: Sequence[Fence]) -> Core:
+        """Return a core whose every commit carries these leases; it shares all else."""
+        core = copy(self)
+        core._carry(tuple(fences))  # noqa: SLF001 - its own kind
+        return core
+
+    def _carry(self, fences: tuple[Fence, ...]) -> None:
+        self.fences = fences
+        # One more entry of the MessagePack map, which has at most four others.
+        self._said_fence = packb("f") + packb(fences[0].token) if fences else b""
+        self.default_meta = self._with_fence(self._unfenced_meta)
+
+    def _with_fence(self, packed: bytes) -> bytes:
+        if not self._said_fence:
+            return packed
+        return bytes(((packed[0] if packed else 0x80) + 1,)) + packed[1:] + self._said_fence
+
     def meta(self) -> bytes:
         """Return what stands in the log about who commits now."""
         said = get_context()
@@ -123,7 +149,7 @@ class Core:
             said = CommitContext(
                 self._actor, said.correlation_id, said.causation_id, said.traceparent
             )
-        return said.packed
+        return self._with_fence(said.packed)
 
     def shards(self) -> list[str]:
         """Return the shards of the namespace."""
@@ -140,7 +166,11 @@ class Core:
         """Return a checked commit over scopes of one shard; several are a `CrossShardError`."""
         if len(scopes) > 1 and len({scope.shard for scope in scopes}) > 1:
             raise CrossShardError(scope.text.decode() for scope in scopes)
-        commit = Commit(tuple(scopes), changes, conditions, self.meta())
+        fences = self.fences
+        for fence in fences:
+            if not fence.lease.startswith(scopes[0].shard):
+                raise CrossShardError([*(scope.text.decode() for scope in scopes), fence.scope])
+        commit = Commit(tuple(scopes), changes, conditions, self.meta(), fences)
         commit.check()
         return commit
 

@@ -26,14 +26,14 @@ T = TypeVar("T")
 class AsyncDriver:
     """Carries steps out over the lanes."""
 
-    __slots__ = ("_execute", "commit", "core", "lanes", "submit")
+    __slots__ = ("commit", "core", "execute", "lanes", "submit")
 
     def __init__(self, core: Core, lanes: Lanes) -> None:
         self.core = core
         self.lanes = lanes
         self.submit = lanes.submit
         self.commit = lanes.commit
-        self._execute = lanes.execute
+        self.execute = lanes.execute
 
     async def run(self, steps: Steps[T]) -> T:
         """Carry an operation out and return its result."""
@@ -48,7 +48,7 @@ class AsyncDriver:
                     elif kind is list or kind is Pause or kind is Call:
                         given = await self._other(request)
                     else:
-                        given = await self._execute(request)  # type: ignore[arg-type]
+                        given = await self.execute(request)  # type: ignore[arg-type]
                     go_on = steps.send
                 except SpellError as error:  # the steps may know what to do
                     go_on, given = steps.throw, error
@@ -56,9 +56,13 @@ class AsyncDriver:
             result: T = done.value
             return result
 
+    def over(self, core: Core) -> AsyncDriver:
+        """Return a driver of another core over the same lanes."""
+        return AsyncDriver(core, self.lanes)
+
     async def _other(self, request: Request) -> Any:
         if isinstance(request, list):
-            waiting = [self._execute(one) for one in request]
+            waiting = [self.execute(one) for one in request]
             try:
                 return [await one for one in waiting]
             finally:

@@ -33,7 +33,10 @@ def sweep(core: Core, shard: str, *, interval_ms: int = 0) -> Steps[tuple[bool, 
     """Remove expired keys of a shard; whether it was its turn, how many went, if more wait."""
     keyspace = core.keyspace
     log = keyspace.log(shard)
-    keys = (log, keyspace.due(shard), keyspace.ctl(shard), keyspace.trash(shard))
+    keys = (
+        *(log, keyspace.due(shard), keyspace.ctl(shard), keyspace.trash(shard)),
+        *(keyspace.leases(shard), keyspace.waits(shard)),
+    )
     arguments = (b"%d" % interval_ms, b"%d" % SWEEP_KEYS, log[: -len(b":log")])
     worked, removed, more = yield ScriptCall(load_script("sweep"), keys, arguments, bulk=True)
     return bool(worked), int(removed), bool(more)

@@ -7,11 +7,12 @@
 --- @include "lib/op_adopt"
 --- @include "lib/op_clear"
 --- @include "lib/op_copy"
+--- @include "lib/op_policy"
 --- @include "lib/log"
 -- What `commit` needs for anything but a plain set; it reads `scopes`, `log`, `due` and `ring` of commit.lua.
 local OPERATIONS = {
   [SET] = op_set, [DELETE] = op_delete, [TTL] = op_ttl, [COUNTED] = op_increment, [APPENDED] = op_append,
-  [MERGED] = op_merge, [ADOPTED] = op_adopt, [CLEARED] = op_clear, [10] = op_copy,
+  [MERGED] = op_merge, [ADOPTED] = op_adopt, [CLEARED] = op_clear, [10] = op_copy, [POLICY] = op_policy,
 }
 
 -- The outcome that an earlier arrival of the same operation had; a later one in its slot means that it is forgotten.
@@ -80,10 +81,15 @@ local function unfit(s)
 end
 
 -- The plans of one change, or why it is refused.
-local function plan(s, change, key, payload, position)
+local function plan(s, change, key, payload, position, held)
   local refusal = unfit(s)
   if byte(change, 1) == 10 then
-    refusal = refusal or unfit(scopes[u16(payload, 1) + 1])
+    local source = scopes[u16(payload, 1) + 1]
+    if source.guard and byte(payload, 3) == 1 and not (held and held[source.guard]) then
+      -- A move writes there too.
+      return nil, 'UNLEASED scope=' .. source.text .. ' lease=' .. sub(source.guard, #source.key + 8)
+    end
+    refusal = refusal or unfit(source)
   elseif byte(change, 1) == CLEARED then
     refusal = refusal or wrong_type('SCARD', sub(log, 1, -4) .. 'trash')
   end

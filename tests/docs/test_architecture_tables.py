@@ -6,6 +6,7 @@ the tests compare the parts with what is known about them from elsewhere.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -16,9 +17,21 @@ from typing import TYPE_CHECKING, Any
 
 import msgpack
 import pytest
+from fix_state import until
 
 import llmspell_dist
-from llmspell_dist import Options, Retention, Spell, StateClass, codec, config, keys, scope, ttl
+from llmspell_dist import (
+    Lease,
+    Options,
+    Retention,
+    Spell,
+    StateClass,
+    codec,
+    config,
+    keys,
+    scope,
+    ttl,
+)
 from llmspell_dist.changes import Op
 from llmspell_dist.context import MAX_BYTES as CONTEXT_BYTES
 from llmspell_dist.keys import KeySpace
@@ -101,6 +114,9 @@ def cut(rows: list[dict[str, str]], raw: bytes, start: int = 0) -> tuple[dict[st
             length = len(raw) - at
         elif size.isdigit():
             length = int(size)
+        elif "×" in size:
+            each, _, of = size.partition(" × ")
+            length = int(each) * number(parts[of])
         else:
             length = number(parts[size])
         parts[row["field"]] = raw[at : at + length]
@@ -120,6 +136,9 @@ HEAD = layout("count", "size")
 RING = layout("sequence", "fingerprint")
 ITEM = layout("item flags", "conditions")
 CONDITION = layout("mode", "revision")
+FENCE = layout("lease index", "fenced scope")
+HOLDER = layout("holder's token", "expires")
+WAITER = layout("waiter's mode", "ttl")
 
 
 FRAME = layout("operation", "kind and class", after="A frame")
@@ -179,7 +198,7 @@ async def test_a_rewritten_record_with_a_ttl_has_all_fields(
 
 
 async def test_the_scope_record_has_the_layout_of_the_page(spell: Spell, raw: Raw) -> None:
-    """Revision, number of keys, bytes; the rest is zero so far."""
+    """Revision, number of keys, bytes; without leases the rest is zero."""
     await spell.state.set(ALICE, "mood", "curious")
     last = await spell.state.set(ALICE, "plan", "none")
     everything = raw("HMGET", ALICE, "mood", "plan")
@@ -189,7 +208,59 @@ async def test_the_scope_record_has_the_layout_of_the_page(spell: Spell, raw: Ra
     assert meta["revision"] == last.packed
     assert number(meta["count"]) == 2
     assert number(meta["size"]) == len("mood") + len("plan") + sum(map(len, everything))
-    assert not any((*meta["fence"], *meta["schema version"], *meta["flags"], *meta["policy"]))
+    assert not any((*meta["fence"], *meta["schema version"], *meta["flags"]))
+
+
+async def test_a_fenced_scope_with_a_policy_has_both_in_its_record(spell: Spell, raw: Raw) -> None:
+    """The token that wrote last, the flag, and the lease that every write needs."""
+    async with spell.leases.acquire(ALICE) as lease:
+        await lease.state.set(ALICE, "mood", "curious")
+        await spell.leases.require(ALICE, lease=lease)
+        meta, _ = cut(META, raw("HGET", ALICE, "$$"))
+    assert number(meta["fence"]) == lease.token
+    assert meta["flags"] == b"\1"
+    assert meta["policy"] == b"\4main"
+
+
+async def test_a_lease_has_the_fields_and_records_of_the_page(spell: Spell, raw: Raw) -> None:
+    """Holder, waiter, last token, last release, ended holds; and no other field."""
+    leases = spell.leases
+    await (await leases.acquire(ALICE, name="cafe")).release()
+    async with leases.acquire(ALICE, name="cafe", ttl=20, label="me", owner="ann") as lease:
+        waiting = asyncio.create_task(leases.acquire(ALICE, name="cafe", owner="bob").__aenter__())
+        await until(lambda: raw("ZCARD", f"{ALICE}:lease:cafe:q") == 1)
+        flat = raw("HGETALL", f"{ALICE}:lease:cafe")
+        waits = raw("HGET", "waits", "bob")
+    await (await waiting).release()
+    fields = dict(zip(flat[::2], flat[1::2], strict=True))
+    patterns = [
+        pattern
+        for row in table("field of a lease", "content")
+        for pattern in re.findall(r"`([^`]+)`", row["field of a lease"])
+    ]
+    for field in fields:
+        name = field.decode("latin-1").partition(":")[0]
+        assert name in {pattern.partition(":")[0] for pattern in patterns}, field
+    holder, _ = cut(HOLDER, fields[b"x"])
+    assert number(holder["holder's token"]) == lease.token == int(fields[b"t"])
+    assert 0 <= number(holder["expires"]) - number(holder["since"]) - 20_000 < 1000
+    assert (number(holder["ttl"]), number(holder["holds"])) == (20_000, 1)
+    assert holder["owner"] == b"ann"
+    assert msgpack.unpackb(holder["info"])[0] == "me"
+    (nonce,) = [field[2:] for field in fields if field.startswith(b"w:")]
+    waiter, _ = cut(WAITER, fields[b"w:" + nonce])
+    assert (waiter["waiter's mode"], waiter["owner"]) == (b"x", b"bob")
+    assert (number(waiter["ttl"]), number(waiter["deadline"])) == (10_000, 0)
+    assert waits == nonce + raw_key(lease) + b"\n"
+    ended = fields[b"h:1"]
+    assert (fields[b"ended"], ended[0]) == (b"1", 1)
+    assert number(ended[1:7]) >= number(cut(HOLDER, ended, 7)[0]["since"])
+    assert fields[b"r"] == cut(HOLDER, ended, 7)[0]["nonces"]
+
+
+def raw_key(lease: Lease) -> bytes:
+    """Return the Redis key of a lease."""
+    return lease.grant.claim.target.keys[0]
 
 
 async def test_the_frames_of_a_log_entry_have_the_layout_of_the_page(
@@ -290,12 +361,16 @@ async def test_every_key_of_a_used_namespace_is_in_the_table(
     await state.append(ALICE, "list", 1)
     await state.append("session:s", "list", 1)
     await state.clear("session:s")
+    readers = await spell.leases.acquire(ALICE, name="cafe", mode="shared")
+    waiting = asyncio.create_task(spell.leases.acquire(ALICE, name="cafe", owner="b").__aenter__())
+    queue = f"{namespace}:{{0}}:{ALICE}:lease:cafe:q"
+    await until(lambda: server.call("ZCARD", queue) == 1)
     shapes = {}
     for row in table("key", "type", "holds"):
         shape = re.escape(row["key"].strip("`"))
         shape = shape.replace("ns:", re.escape(namespace) + ":", 1).replace(r"\{s\}", r"\{0\}")
         shape = shape.replace("<scope>", r"[a-z]+(:[a-z]+)?").replace("<revision>", r"\d+-\d+")
-        shape = re.sub(r"<(generation|name|client)>", r"[0-9a-f-]+", shape)
+        shape = re.sub(r"<(generation|name|client)>", r"[0-9a-f-]+", shape)  # a lease named so
         shapes[shape] = row["type"]
     used = set()
     for key in server.call("KEYS", f"{namespace}*"):
@@ -305,7 +380,9 @@ async def test_every_key_of_a_used_namespace_is_in_the_table(
         assert len(fitting) == 1, (key, fitting)
         assert server.call("TYPE", key).decode() in shapes[fitting[0]].split(" or "), key
         used.add(fitting[0])
-    assert len(used) >= 9
+    assert len(used) >= 14
+    await readers.release()
+    await (await waiting).release()
 
 
 async def test_the_settings_of_a_shard_are_those_of_the_page(
@@ -364,7 +441,7 @@ def test_the_request_of_a_group_has_the_layout_of_the_page() -> None:
         *(s.hash for s in at),
     ]
     group, *rest = words[8:]
-    assert group == bytes.fromhex(client.decode()) + b"\0\1" + b"\1"
+    assert group == bytes.fromhex(client.decode()) + b"\0\1" + b"\1" + b"\0\0"
     assert rest[:2] == [ALICE.encode(), b"global"]
     head, meta, first, other, second, key, payload = rest[2:]
     item, end = cut(ITEM, head)
@@ -386,6 +463,36 @@ def test_the_request_of_a_group_has_the_layout_of_the_page() -> None:
     assert (number(asked["key length"]), number(asked["payload length"])) == (3, 5)
     assert (number(asked["ttl mode"]), number(asked["ttl"])) == (TTLMode.SET, 60_000)
     assert asked["scope index"] == b"\0\1"
+
+
+def test_a_commit_that_carries_a_lease_has_the_layout_of_the_page() -> None:
+    """Its key behind the scopes, its fence behind the metadata, the flag in the head."""
+    space = KeySpace("ns")
+    scope = Scope.parse(ALICE)
+    at = ScopeKey(space.scope(scope), scope.text.encode(), b"ns:{0}", scope)
+    key = space.lease(scope, "main")
+    own = commits.Fence(key, at.hash, 1234, b"ann", ALICE, "main")
+    other = commits.Fence(space.lease(scope, "x"), b"", 99, b"bob", ALICE, "x")
+    one = change(Op.DELETE, b"key", b"")
+    commit = commits.Commit((at,), [one], (), b"meta", (own, other))
+    client = b"00112233445566aa"
+    words = _words(commits.pack_group(b"ns:{0}:ring:" + client, [(77, 0, commit)]))
+    assert words[2] == b"6"
+    assert words[6:9] == [at.hash, key, other.lease]
+    assert words[9][11:] == b"\0\2"
+    head, meta, fences = words[11:14]
+    assert cut(ITEM, head)[0]["item flags"] == b"\x18"  # 16, and 8 since it only frees memory
+    assert meta == b"meta"
+    first, end = cut(FENCE, fences)
+    second, end = cut(FENCE, fences, end)
+    assert end == len(fences)
+    assert (number(first["token"]), first["owner"], first["fenced scope"]) == (
+        1234,
+        b"ann",
+        b"\0\0",
+    )
+    assert (number(second["token"]), second["owner"]) == (99, b"bob")
+    assert (second["lease index"], number(second["fenced scope"])) == (b"\0\1", 65_535)
 
 
 # --- numbers --------------------------------------------------------------------------------------

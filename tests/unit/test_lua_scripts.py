@@ -123,7 +123,7 @@ def declared_errors(name: str) -> set[str]:
 
 def test_the_codes_of_commit_are_those_that_python_maps() -> None:
     """Neither side knows one that the other does not."""
-    tree = ast.parse(inspect.getsource(commits.refusal))
+    tree = ast.parse(inspect.getsource(commits.refusal) + inspect.getsource(commits._unfit))
     mapped = {
         node.comparators[0].value
         for node in ast.walk(tree)
@@ -261,7 +261,7 @@ def constants_of(name: str) -> dict[str, int]:
 OPERATIONS = {
     "SET": Op.SET, "DELETE": Op.DELETE, "EXPIRED": Op.EXPIRED, "TTL": Op.TTL,
     "COUNTED": Op.INCREMENT, "APPENDED": Op.APPEND, "MERGED": Op.MERGE, "ADOPTED": Op.ADOPT,
-    "CLEARED": Op.CLEAR,
+    "CLEARED": Op.CLEAR, "POLICY": Op.POLICY, "BROKEN": Op.BROKEN,
 }  # fmt: skip
 
 

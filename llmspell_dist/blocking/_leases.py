@@ -1,0 +1,119 @@
+# Written by tools/make_blocking.py from llmspell_dist/leases/shell.py: change that.
+"""Leases by scope and name: looking, breaking, requiring, and what needs no `Lease` object."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from llmspell_dist.leases.model import LeaseInfo, WaitGraph
+from llmspell_dist.leases.steps import LeaseSteps, not_held
+from llmspell_dist.leases.terms import DEFAULT_NAME, DEFAULT_TTL_S, make_terms
+
+if TYPE_CHECKING:
+    from llmspell_dist.blocking.driver import SyncDriver
+    from llmspell_dist.blocking.leases import Lease
+    from llmspell_dist.revision import Revision
+    from llmspell_dist.scope import Scope
+
+__all__ = ["LeaseShell"]
+
+
+class LeaseShell:
+    """The operations on leases that hold nothing themselves."""
+
+    def __init__(self, driver: SyncDriver) -> None:
+        self._driver = driver
+        self.steps = LeaseSteps(driver.core)
+
+    def __repr__(self) -> str:
+        core = self._driver.core
+        return f"<{type(self).__name__} of {core.keyspace.namespace!r} on {core.server}>"
+
+    # --- by owner and token
+
+    def release(
+        self, scope: str | Scope, *, name: str = DEFAULT_NAME, owner: str, token: int
+    ) -> None:
+        """Release a lease that is known by owner and token only, with all holds of the owner.
+
+        For who has no `Lease` object, as after a restart. Raises `LeaseNotHeldError` if that owner
+        does not hold it with that token.
+        """
+        claim = self.steps.by_facts(scope, name, owner, token, make_terms())
+        reply = self._driver.execute(self.steps.release_call(claim, token))
+        if reply[0] == 0:
+            raise not_held(claim, "release it", reply)
+
+    def renew(
+        self,
+        scope: str | Scope,
+        *,
+        name: str = DEFAULT_NAME,
+        owner: str,
+        token: int,
+        ttl: float | timedelta = DEFAULT_TTL_S,
+    ) -> None:
+        """Renew a lease that is known by owner and token only, once.
+
+        Raises `LeaseNotHeldError` if that owner does not hold it with that token.
+        """
+        terms = make_terms(ttl=ttl)
+        claim = self.steps.by_facts(scope, name, owner, token, terms)
+        reply = self._driver.execute(self.steps.renew_call(claim, token, terms.ttl_ms))
+        if reply[0] == 0:
+            raise not_held(claim, "renew it", reply)
+
+    # --- looking
+
+    def show(
+        self, scope: str | Scope, *, name: str = DEFAULT_NAME, waiters: int = 100
+    ) -> LeaseInfo:
+        """Return who holds a lease, who waits (up to `waiters`), and the last holds that ended."""
+        return self._driver.run(self.steps.show(scope, name, waiters))
+
+    def list(self, *, shard: str = "0", limit: int = 100, waiters: int = 0) -> list[LeaseInfo]:
+        """Return the leases that are held or waited for, those that end soonest first."""
+        return self._driver.run(self.steps.listing(shard, limit, waiters))
+
+    def graph(self, *, shard: str = "0") -> WaitGraph:
+        """Return who waits for whom; its ``deadlocks`` names the cycles."""
+        return self._driver.run(self.steps.graph(shard))
+
+    # --- changing
+
+    def break_lease(
+        self,
+        scope: str | Scope,
+        *,
+        name: str = DEFAULT_NAME,
+        reason: str,
+        token: int | None = None,
+    ) -> Revision | None:
+        """Take a lease from its holder, whose writes are refused from then on; the next one has it.
+
+        `token` says which holder is meant, so that no other is hit; None: whoever holds it. The
+        change log keeps who did it (actor), whose it was and the reason; the revision is that
+        entry's. Raises `LeaseNotHeldError` if nobody holds it so.
+        """
+        _, revision = self._driver.run(self.steps.break_lease(scope, name, reason, token))
+        return revision
+
+    def require(
+        self, scope: str | Scope, *, name: str = DEFAULT_NAME, lease: Lease | None = None
+    ) -> bool:
+        """Let the store refuse every write of a scope that does not carry this lease.
+
+        Stored with the scope and checked by the commit script, so it binds processes that know
+        nothing of it: they get `LeaseRequiredError`. Keys still expire. Returns whether that is
+        new; to change a requirement that there is, `lease` must be the one that it names.
+        """
+        core = self._driver.core if lease is None else lease.core
+        return self._driver.run(self.steps.require(core, scope, name))
+
+    def unrequire(self, scope: str | Scope, *, lease: Lease) -> bool:
+        """Let a scope be written without a lease again; this write needs it for the last time.
+
+        Returns whether there was a requirement.
+        """
+        return self._driver.run(self.steps.require(lease.core, scope, None))

@@ -1,0 +1,366 @@
+"""Leases for threads: acquired and released in the calling thread, renewed in the background."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from functools import wraps
+from itertools import count
+from time import monotonic
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from llmspell_dist.blocking._leases import LeaseShell
+from llmspell_dist.blocking._manager import StateManager
+from llmspell_dist.blocking.background import Background
+from llmspell_dist.errors import LeaseNotHeldError, SpellError
+from llmspell_dist.leases.group import in_order
+from llmspell_dist.leases.held import Held, HeldGroup
+from llmspell_dist.leases.keeper import Grant, Keeper
+from llmspell_dist.leases.line import Line, left_s
+from llmspell_dist.leases.model import LeaseMode
+from llmspell_dist.leases.terms import (
+    DEFAULT_NAME,
+    DEFAULT_TTL_S,
+    OnLost,
+    make_terms,
+)
+from llmspell_dist.leases.waiting import Wakes
+from llmspell_dist.redis.fork import keep_forever, on_fork
+from llmspell_dist.redis.hub import Hub
+from llmspell_dist.redis.lanes import Lanes
+
+if TYPE_CHECKING:
+    from llmspell_dist.assembly import Assembly
+    from llmspell_dist.blocking.driver import SyncDriver
+    from llmspell_dist.leases.steps import Claim, LeaseSteps, Target
+    from llmspell_dist.leases.terms import Terms
+    from llmspell_dist.scope import Scope
+    from llmspell_dist.state.core import Core
+
+__all__ = ["Lease", "LeaseGroup", "Leases"]
+
+logger = logging.getLogger("llmspell_dist.leases")
+
+T = TypeVar("T")
+
+
+class Lost(threading.Event):
+    """Fires when a lease is lost; ``reason`` then says why."""
+
+    reason = ""
+
+
+class Lease(Held[StateManager]):
+    """A lease that this process holds; `Leases.acquire` gives it, and ``with`` releases it.
+
+    As its asynchronous twin, but a thread cannot be cancelled: `lost` fires, `check` raises, every
+    write through `state` is refused, and ``with`` raises `LeaseLostError` at its end.
+    """
+
+    def __init__(self, leases: Leases, grant: Grant) -> None:
+        self.lost = Lost()
+        """Fires when the lease is lost: a `threading.Event` whose ``reason`` says why."""
+        super().__init__(leases, grant, self.lost)
+        self._leases = leases
+
+    def renew(self, ttl: float | timedelta | None = None) -> float:
+        """Hold it for another while from now, or for another time to live; return the seconds.
+
+        It is renewed by itself anyhow. Raises `LeaseNotHeldError` if it is not held any more.
+        """
+        call, ttl_ms = self.renewal(ttl)
+        sent_at = monotonic()
+        return self.renewed(self._leases.execute(call), sent_at, ttl_ms)
+
+    def release(self) -> None:
+        """Give it back; the next in line has it at once.
+
+        Raises `LeaseNotHeldError` if it was released before, or is not held any more. Whatever
+        happens, nothing renews it afterwards.
+        """
+        self.must_be_open("release it")
+        self._give_back()
+
+    def _give_back(self) -> None:
+        self.end()
+        grant = self.grant
+        self.released(
+            self._leases.execute(self._leases.steps.release_call(grant.claim, grant.token))
+        )
+
+    def close(self) -> None:
+        """Release it if it is held still; if it turns out not to be, `lost` fires."""
+        if self.grant.ended:
+            return
+        try:
+            self._give_back()
+        except LeaseNotHeldError as gone:
+            self.turned_out_lost(gone)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+        if error is None and self.lost.is_set():
+            raise self.lost_error()
+
+
+class LeaseGroup(HeldGroup[Lease, StateManager]):
+    """Leases that were taken together; a sequence of them. Each is renewed by itself."""
+
+    def release(self) -> None:
+        """Give them all back; the first `LeaseNotHeldError` is raised when all were tried."""
+        gone: LeaseNotHeldError | None = None
+        for lease in reversed(self._held):
+            try:
+                lease.release()
+            except LeaseNotHeldError as error:
+                gone = gone or error
+        if gone is not None:
+            raise gone
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for lease in reversed(self._held):
+            lease.close()
+        lost = self.lost_ones()
+        if lost and error is None:
+            raise lost[0].lost_error()
+
+
+class Leases(LeaseShell):
+    """Leases on scopes, for threads: what `llmspell_dist.leases.manager.Leases` is to coroutines.
+
+    To take a free lease and to give one back is done in the calling thread. A thread in the
+    background, started by the first lease, renews and waits in line.
+    """
+
+    def __init__(self, driver: SyncDriver, assembly: Assembly) -> None:
+        super().__init__(driver)
+        self._assembly = assembly
+        self._background = Background()
+        self.execute = driver.execute
+        self._begin()
+        on_fork(self)
+
+    def _begin(self) -> None:
+        assembly = self._assembly
+        # Of the background's event loop; they connect at their first use.
+        self._lanes = Lanes(
+            assembly.resolver,
+            options=assembly.lane_options,
+            scripts=assembly.scripts,
+            clock=assembly.core.clock,
+        )
+        self._hub = Hub(assembly.resolver, options=assembly.lane_options)
+        self._keeper = Keeper(self.steps, self._lanes.execute)
+        self._wakes = Wakes(self.steps, self._hub)
+        self._line = Line(self.steps, self._wakes, _LineOwner(self.steps, self._lanes))
+        self._grants: set[Grant] = set()
+        self._owners = threading.local()
+        self._last_owner = count(1)
+
+    def state_of(self, core: Core) -> StateManager:
+        """Return the shared state over a core."""
+        return StateManager(self._driver.over(core))
+
+    # --- taking
+
+    def acquire(
+        self,
+        scope: str | Scope,
+        *,
+        name: str = DEFAULT_NAME,
+        ttl: float | timedelta = DEFAULT_TTL_S,
+        wait: float | timedelta | None = None,
+        mode: LeaseMode | str = LeaseMode.EXCLUSIVE,
+        owner: str | None = None,
+        reentrant: bool = False,
+        label: str | None = None,
+        on_lost: OnLost = "cancel",
+        renew: bool = True,
+    ) -> Lease:
+        """Take a lease and return it; ``with`` releases it at its end, or `Lease.release` does.
+
+        Arguments and errors are those of the asynchronous surface. `owner` is by default this
+        thread. No thread can be cancelled, so ``cancel`` is the same as ``event`` here; a function
+        is called in the background thread.
+        """
+        terms = make_terms(
+            ttl=ttl,
+            wait=wait,
+            mode=mode,
+            owner=owner,
+            reentrant=reentrant,
+            label=label,
+            on_lost=on_lost,
+            renew=renew,
+        )
+        return self._take(self.steps.target(scope, name), terms)
+
+    def acquire_all(
+        self,
+        targets: Iterable[str | Scope | tuple[str | Scope, str]],
+        *,
+        ttl: float | timedelta = DEFAULT_TTL_S,
+        wait: float | timedelta | None = None,
+        mode: LeaseMode | str = LeaseMode.EXCLUSIVE,
+        owner: str | None = None,
+        label: str | None = None,
+        on_lost: OnLost = "cancel",
+    ) -> LeaseGroup:
+        """Take several leases, all or none, in the one order that everybody keeps."""
+        terms = make_terms(ttl=ttl, wait=wait, mode=mode, owner=owner, label=label, on_lost=on_lost)
+        started = monotonic()
+        taken: list[Lease] = []
+        try:
+            for target in in_order(self.steps, targets):
+                left = left_s(started, terms.wait_s)
+                taken.append(self._take(target, terms._replace(wait_s=left)))
+        except BaseException:
+            for lease in reversed(taken):
+                lease.close()
+            raise
+        return LeaseGroup(self, taken)
+
+    def holding(
+        self,
+        scope: str | Scope | Callable[..., str | Scope],
+        *,
+        name: str = DEFAULT_NAME,
+        ttl: float | timedelta = DEFAULT_TTL_S,
+        wait: float | timedelta | None = None,
+        mode: LeaseMode | str = LeaseMode.EXCLUSIVE,
+        label: str | None = None,
+        pass_as: str | None = None,
+    ) -> Callable[[Callable[..., T]], Callable[..., T]]:
+        """Decorate a function: each call holds the lease while it runs.
+
+        `scope` may be a function that gets the call's arguments and returns the scope. `pass_as`
+        names the keyword argument in which the function gets the lease.
+        """
+        if not callable(scope):
+            self.steps.target(scope, name)
+        make_terms(ttl=ttl, wait=wait, mode=mode, label=label)
+
+        def decorate(function: Callable[..., T]) -> Callable[..., T]:
+            @wraps(function)
+            def call(*args: Any, **kwargs: Any) -> T:
+                where = scope(*args, **kwargs) if callable(scope) else scope
+                with self.acquire(
+                    where, name=name, ttl=ttl, wait=wait, mode=mode, label=label
+                ) as lease:
+                    if pass_as is not None:
+                        kwargs[pass_as] = lease
+                    return function(*args, **kwargs)
+
+            return call
+
+        return decorate
+
+    def _take(self, target: Target, terms: Terms) -> Lease:
+        claim = self.steps.claim(target, terms, terms.owner or self._owner())
+        sent_at = monotonic()
+        try:
+            reply = self.execute(self.steps.acquire_call(claim, wait=False))
+        except BaseException:
+            self._abandon(claim)
+            raise
+        if reply[0] == 1 or terms.wait_s == 0 or reply[1] != b"BUSY":
+            token = self.steps.read_acquire(claim, reply, 0.0)
+            assert isinstance(token, int)  # noqa: S101 - who does not wait has no place
+        else:
+            token, sent_at = self._background.run(self._line.wait(claim, sent_at))
+        grant = Grant(claim, token, sent_at)
+        lease = Lease(self, grant)
+        self._grants.add(grant)
+        self._wakes.watch(claim.nonce, lambda: grant.lose("it was broken by force"))
+        self.keep(grant)
+        return lease
+
+    def keep(self, grant: Grant) -> None:
+        """Renew a grant until it ends."""
+        if not grant.ended and (self._keeper.offer(grant) or not self._background.running):
+            self._background.call(self._keeper.collect)
+
+    def _owner(self) -> str:
+        owner: str | None = getattr(self._owners, "name", None)
+        if owner is None:
+            # Numbered, because the system gives the number of a thread again when it has ended.
+            owner = f"{self.steps.client.hex()}-t{next(self._last_owner)}"
+            self._owners.name = owner
+        return owner
+
+    def _abandon(self, claim: Claim) -> None:
+        try:
+            self.execute(self.steps.release_call(claim, None))
+        except SpellError as error:
+            logger.debug("a lease could not be given back, it ends by itself: %s", error)
+
+    # --- the end
+
+    def over(self, grant: Grant) -> None:
+        """Take note that a grant is over."""
+        self._grants.discard(grant)
+        self._wakes.forget(grant.claim.nonce)
+
+    def forget(self) -> None:
+        """In a forked child: what is held is the parent's."""
+        for grant in self._grants:
+            grant.end()
+            grant.lost_because = "it belongs to the process that this one was forked from"
+        keep_forever(self._keeper, self._wakes, self._lanes, self._hub)
+        self.steps.new_client()
+        self._begin()
+
+    def close(self) -> None:
+        """Release every lease that is still held, and end the background thread."""
+        for grant in tuple(self._grants):
+            grant.end()
+            self.over(grant)
+            self._abandon(grant.claim)
+        self._background.close(self._end)
+
+    async def _end(self) -> None:
+        await self._keeper.close()
+        await self._wakes.close()
+        await self._hub.close()
+        await self._lanes.close()
+
+
+class _LineOwner:
+    """Sends what waiting in line needs, from the background's event loop."""
+
+    def __init__(self, steps: LeaseSteps, lanes: Lanes) -> None:
+        self._steps = steps
+        self.execute = lanes.execute
+
+    async def give_back(self, claim: Claim, token: int | None) -> list[Any]:
+        reply: list[Any] = await self.execute(self._steps.release_call(claim, token))
+        return reply
+
+    def abandon(self, claim: Claim) -> None:
+        future = self.execute(self._steps.release_call(claim, None))
+        future.add_done_callback(_note)
+
+
+def _note(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled() and future.exception() is not None:
+        logger.debug("a lease could not be given back, it ends by itself: %s", future.exception())

@@ -1,0 +1,328 @@
+"""Leases, asynchronous: acquire, wait in line, keep, give back, look, break."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
+from datetime import timedelta
+from functools import wraps
+from time import monotonic
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from weakref import WeakKeyDictionary
+
+from llmspell_dist.errors import SpellError
+from llmspell_dist.leases.group import LeaseGroup, in_order
+from llmspell_dist.leases.holding import Lease
+from llmspell_dist.leases.keeper import Grant, Keeper
+from llmspell_dist.leases.line import Line, left_s
+from llmspell_dist.leases.model import LeaseMode
+from llmspell_dist.leases.shell import LeaseShell
+from llmspell_dist.leases.terms import (
+    DEFAULT_NAME,
+    DEFAULT_TTL_S,
+    OnLost,
+    Terms,
+    make_terms,
+)
+from llmspell_dist.leases.waiting import Channel, Wakes
+from llmspell_dist.redis.fork import keep_forever, on_fork
+
+if TYPE_CHECKING:
+    from llmspell_dist.leases.steps import Claim, Target
+    from llmspell_dist.scope import Scope
+    from llmspell_dist.state.core import Core
+    from llmspell_dist.state.driver import AsyncDriver
+    from llmspell_dist.state.manager import StateManager
+
+__all__ = ["Leases"]
+
+logger = logging.getLogger("llmspell_dist.leases")
+
+T = TypeVar("T")
+L = TypeVar("L", "Lease", LeaseGroup)
+_CLOSE_WITHIN_S = 1.0
+
+
+class Leases(LeaseShell):
+    """Leases on scopes: the holder may write, and the store itself refuses who held it before.
+
+    A lease is held for a time (`ttl`) and renewed while its holder lives. Each grant has a fencing
+    token that is higher than every earlier one; a write that carries the lease (`Lease.state`) is
+    accepted only while it holds, by the server's clock. Waiters are served in the order in which
+    they came.
+
+    Raised everywhere: `InvalidArgumentError` and its children before anything is sent, and
+    `StoreUnavailableError` and its children when the server cannot be reached in time.
+    """
+
+    def __init__(
+        self,
+        driver: AsyncDriver,
+        hub: Channel,
+        state_of: Callable[[Core], StateManager],
+    ) -> None:
+        super().__init__(driver)
+        self._hub = hub
+        self.execute = driver.execute
+        self.state_of = state_of
+        self._begin()
+        on_fork(self)
+
+    def _begin(self) -> None:
+        self.keeper = Keeper(self.steps, self.execute)
+        self._wakes = Wakes(self.steps, self._hub)
+        self._line = Line(self.steps, self._wakes, self)
+        self._grants: set[Grant] = set()
+        self._owners: WeakKeyDictionary[asyncio.Task[Any], str] = WeakKeyDictionary()
+        self._last_owner = 0
+        self._leaving: set[asyncio.Future[Any]] = set()
+
+    # --- taking
+
+    def acquire(
+        self,
+        scope: str | Scope,
+        *,
+        name: str = DEFAULT_NAME,
+        ttl: float | timedelta = DEFAULT_TTL_S,
+        wait: float | timedelta | None = None,
+        mode: LeaseMode | str = LeaseMode.EXCLUSIVE,
+        owner: str | None = None,
+        reentrant: bool = False,
+        label: str | None = None,
+        on_lost: OnLost = "cancel",
+        renew: bool = True,
+    ) -> _Acquiring[Lease]:
+        """Hold a lease, with ``async with``; or with ``await``, to be released by hand.
+
+        `ttl`: seconds or a timedelta from 50 ms to a day, for which the lease outlives a holder
+        that died; it is renewed at a third of it, unless `renew` is False. `wait`: seconds for
+        which to wait in line; 0 tries once, None waits without end. `mode`: ``exclusive``, or
+        ``shared`` with other readers. `owner`: who holds it; by default this task. The same owner
+        can hold it several times with `reentrant`, and releases it as often. `label` is for people
+        who look.
+        `on_lost`: by default the task that acquired it is cancelled, and ``async with`` raises
+        `LeaseLostError`; ``event`` only sets `Lease.lost`; a function is called with the lease.
+
+        Raises `LeaseUnavailableError` if it did not come free in time, `LeaseAlreadyHeldError` if
+        this owner holds it already, and `DeadlockError` if its holder waits for this owner.
+        """
+        terms = make_terms(
+            ttl=ttl,
+            wait=wait,
+            mode=mode,
+            owner=owner,
+            reentrant=reentrant,
+            label=label,
+            on_lost=on_lost,
+            renew=renew,
+        )
+        target = self.steps.target(scope, name)
+        return _Acquiring(lambda: self._take(target, terms))
+
+    def acquire_all(
+        self,
+        targets: Iterable[str | Scope | tuple[str | Scope, str]],
+        *,
+        ttl: float | timedelta = DEFAULT_TTL_S,
+        wait: float | timedelta | None = None,
+        mode: LeaseMode | str = LeaseMode.EXCLUSIVE,
+        owner: str | None = None,
+        label: str | None = None,
+        on_lost: OnLost = "cancel",
+    ) -> _Acquiring[LeaseGroup]:
+        """Hold several leases, all or none: scopes, or pairs of scope and name.
+
+        They are taken one after the other in one fixed order, the same for everybody, so that two
+        who want the same ones never wait for each other. `wait` is for all together. The group's
+        `state` carries them all.
+        """
+        terms = make_terms(ttl=ttl, wait=wait, mode=mode, owner=owner, label=label, on_lost=on_lost)
+        wanted = in_order(self.steps, targets)
+        return _Acquiring(lambda: self._take_all(wanted, terms))
+
+    def holding(
+        self,
+        scope: str | Scope | Callable[..., str | Scope],
+        *,
+        name: str = DEFAULT_NAME,
+        ttl: float | timedelta = DEFAULT_TTL_S,
+        wait: float | timedelta | None = None,
+        mode: LeaseMode | str = LeaseMode.EXCLUSIVE,
+        label: str | None = None,
+        pass_as: str | None = None,
+    ) -> Callable[[Callable[..., Awaitable[T]]], Callable[..., Coroutine[Any, Any, T]]]:
+        """Decorate a coroutine function: each call holds the lease while it runs.
+
+        `scope` may be a function that gets the call's arguments and returns the scope. `pass_as`
+        names the keyword argument in which the function gets the lease.
+        """
+        if not callable(scope):
+            self.steps.target(scope, name)
+        make_terms(ttl=ttl, wait=wait, mode=mode, label=label)
+
+        def decorate(
+            function: Callable[..., Awaitable[T]],
+        ) -> Callable[..., Coroutine[Any, Any, T]]:
+            @wraps(function)
+            async def call(*args: Any, **kwargs: Any) -> T:
+                where = scope(*args, **kwargs) if callable(scope) else scope
+                async with self.acquire(
+                    where, name=name, ttl=ttl, wait=wait, mode=mode, label=label
+                ) as lease:
+                    if pass_as is not None:
+                        kwargs[pass_as] = lease
+                    return await function(*args, **kwargs)
+
+            return call
+
+        return decorate
+
+    async def _take(self, target: Target, terms: Terms) -> Lease:
+        task = asyncio.current_task()
+        owner = terms.owner if terms.owner is not None else self._owner_of(task)
+        claim = self.steps.claim(target, terms, owner)
+        sent_at = monotonic()
+        try:
+            reply = await self.execute(self.steps.acquire_call(claim, wait=False))
+        except BaseException:
+            self.abandon(claim)
+            raise
+        if reply[0] == 1 or terms.wait_s == 0 or reply[1] != b"BUSY":
+            token = self.steps.read_acquire(claim, reply, 0.0)
+            assert isinstance(token, int)  # noqa: S101 - who does not wait has no place
+        else:
+            token, sent_at = await self._line.wait(claim, sent_at)
+        return self._granted(claim, token, sent_at, task)
+
+    def _granted(
+        self, claim: Claim, token: int, sent_at: float, task: asyncio.Task[Any] | None
+    ) -> Lease:
+        grant = Grant(claim, token, sent_at)
+        lease = Lease(self, grant, task)
+        self._grants.add(grant)
+        self._wakes.watch(claim.nonce, lambda: grant.lose("it was broken by force"))
+        self.keep(grant)
+        return lease
+
+    def keep(self, grant: Grant) -> None:
+        """Renew a grant until it ends."""
+        if not grant.ended:
+            self.keeper.keep(grant)
+
+    def _owner_of(self, task: asyncio.Task[Any] | None) -> str:
+        if task is None:
+            return self.steps.client.hex()
+        owner = self._owners.get(task)
+        if owner is None:
+            self._last_owner += 1
+            owner = self._owners[task] = f"{self.steps.client.hex()}-{self._last_owner}"
+        return owner
+
+    async def _take_all(self, wanted: list[Target], terms: Terms) -> LeaseGroup:
+        started = monotonic()
+        taken: list[Lease] = []
+        try:
+            for target in wanted:
+                left = left_s(started, terms.wait_s)
+                taken.append(await self._take(target, terms._replace(wait_s=left)))
+            for lease in taken:
+                lease.check()
+        except BaseException as error:
+            for lease in taken:
+                self.drop(lease.grant)
+            lost = [one for one in taken if one.is_lost]
+            # Each has its own cancellation still: all of them end here, whatever is raised.
+            told = [await one.cancellation.settle(error) for one in lost]
+            if None in told:
+                raise lost[0].lost_error() from None
+            raise
+        return LeaseGroup(self, taken, asyncio.current_task())
+
+    # --- giving back
+
+    async def give_back(self, claim: Claim, token: int | None) -> list[Any]:
+        """Release; goes on by itself if the caller is cancelled."""
+        self._wakes.forget(claim.nonce)
+        future = self.execute(self.steps.release_call(claim, token))
+        self._leaving.add(future)
+        future.add_done_callback(self._left)
+        reply: list[Any] = await asyncio.shield(future)
+        return reply
+
+    def abandon(self, claim: Claim) -> None:
+        """Leave nothing behind of an attempt, without waiting for that."""
+        try:
+            future = self.execute(self.steps.release_call(claim, None))
+        except SpellError:
+            return  # closed
+        self._leaving.add(future)
+        future.add_done_callback(self._left)
+
+    def drop(self, grant: Grant) -> None:
+        """Release a grant without waiting for the answer."""
+        grant.end()
+        self.over(grant)
+        self.abandon(grant.claim)
+
+    def _left(self, future: asyncio.Future[Any]) -> None:
+        self._leaving.discard(future)
+        if not future.cancelled() and future.exception() is not None:
+            logger.debug(
+                "a lease could not be given back, it ends by itself: %s", future.exception()
+            )
+
+    def over(self, grant: Grant) -> None:
+        """Take note that a grant is over."""
+        self._grants.discard(grant)
+        self._wakes.forget(grant.claim.nonce)
+
+    # --- the end
+
+    def forget(self) -> None:
+        """In a forked child: what is held is the parent's, and so is the event loop."""
+        for grant in self._grants:
+            grant.end()
+            grant.lost_because = "it belongs to the process that this one was forked from"
+        keep_forever(self.keeper, self._wakes, self._leaving)
+        self.steps.new_client()
+        self._begin()
+
+    async def close(self) -> None:
+        """Release every lease that is still held, within a second, and stop renewing."""
+        for grant in tuple(self._grants):
+            self.drop(grant)
+        leaving = tuple(self._leaving)
+        if leaving:
+            await asyncio.wait(leaving, timeout=_CLOSE_WITHIN_S)
+        await self.keeper.close()
+        await self._wakes.close()
+
+
+class _Acquiring(Generic[L]):
+    """What `acquire` returns: held by ``async with``, or by ``await`` and released by hand."""
+
+    __slots__ = ("_held", "_take")
+
+    def __init__(self, take: Callable[[], Coroutine[Any, Any, L]]) -> None:
+        self._take: Callable[[], Coroutine[Any, Any, L]] = take
+        self._held: L | None = None
+
+    def __await__(self) -> Generator[Any, None, L]:
+        held: Generator[Any, None, L] = self._take().__await__()
+        return held
+
+    async def __aenter__(self) -> L:
+        self._held = await self._take()
+        return self._held
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        assert self._held is not None  # noqa: S101 - entered before
+        await self._held.__aexit__(kind, error, traceback)

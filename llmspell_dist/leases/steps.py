@@ -1,0 +1,436 @@
+"""What is sent for leases and how the answers are read; nothing here does I/O.
+
+Every script may be sent twice: an acquire is known by its nonce, a release too. So a lost
+connection is survived by sending again.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import msgpack
+
+from llmspell_dist.changes import Op
+from llmspell_dist.errors import (
+    DeadlockError,
+    InvalidArgumentError,
+    LeaseAlreadyHeldError,
+    LeaseNotHeldError,
+    LeaseUnavailableError,
+    SpellError,
+)
+from llmspell_dist.leases.model import (
+    LeaseHolder,
+    LeaseInfo,
+    WaitEdge,
+    WaitGraph,
+)
+from llmspell_dist.leases.terms import DEFAULT_NAME, check_name
+from llmspell_dist.leases.wire import (
+    MODES,
+    NONCE_BYTES,
+    pack_info,
+    read_holder,
+    read_holders,
+    read_past,
+    read_waiter,
+)
+from llmspell_dist.redis.commands import Command, ScriptCall
+from llmspell_dist.redis.commits import Fence, change
+from llmspell_dist.redis.resp import pack
+from llmspell_dist.redis.scripts import load_script
+from llmspell_dist.revision import Revision, from_ms
+from llmspell_dist.scope import Scope
+
+if TYPE_CHECKING:
+    from llmspell_dist.leases.keeper import Grant
+    from llmspell_dist.leases.terms import Terms
+    from llmspell_dist.redis.commits import ScopeKey
+    from llmspell_dist.state.core import Core
+    from llmspell_dist.state.steps import Steps
+
+__all__ = ["Claim", "LeaseSteps", "Place", "Target"]
+
+_TARGETS_CACHED: Final = 4096
+MAX_WAITERS_SHOWN: Final = 1000
+MAX_LISTED: Final = 1000
+_TRY_ONCE, _NO_END = 0, -1
+
+
+class Target(NamedTuple):
+    """One lease of one scope, with the keys that its scripts touch."""
+
+    scope: ScopeKey
+    name: str
+    shard: str
+    keys: tuple[bytes, ...]
+    """The lease, its queue, its readers, the shard's registry, who waits for what."""
+
+    @property
+    def text(self) -> str:
+        """The printed scope."""
+        return self.scope.scope.text
+
+
+class Claim(NamedTuple):
+    """One attempt to hold a lease, the same however often it is sent."""
+
+    target: Target
+    terms: Terms
+    owner: bytes
+    nonce: bytes
+    info: bytes
+
+    @property
+    def mode(self) -> bytes:
+        """The mode as the scripts know it."""
+        return MODES[self.terms.mode]
+
+
+class Place(NamedTuple):
+    """A place in a lease's queue."""
+
+    place: int
+    """From 0."""
+    holder_s: float
+    """Seconds until the time of the present holder is over."""
+    ticket: bytes
+
+
+class LeaseSteps:
+    """The operations on leases: what to send, and what the answer means."""
+
+    def __init__(self, core: Core) -> None:
+        self.core = core
+        self.client = os.urandom(8)
+        """What others wake this client by."""
+        self.highest = 0
+        """The highest token that this client has seen: none that it is granted is lower."""
+        self._numbers = count(1)
+        self._targets: dict[tuple[str | Scope, str], Target] = {}
+        self._host, self._pid = socket.gethostname()[:64], os.getpid()
+        self._infos: dict[str | None, bytes] = {}
+        self._acquire = load_script("lease_acquire")
+        self._renew = load_script("lease_renew")
+        self._release = load_script("lease_release")
+
+    # --- names
+
+    def target(self, scope: str | Scope, name: str) -> Target:
+        """Return a lease as the scripts need it; those used lately cost one look-up."""
+        try:
+            return self._targets[scope, name]
+        except (KeyError, TypeError):
+            pass
+        scope_key = self.core.scope_key(scope)
+        check_name(name)
+        keyspace, parsed = self.core.keyspace, scope_key.scope
+        shard = keyspace.shard(parsed)
+        keys = (
+            keyspace.lease(parsed, name),
+            keyspace.lease_queue(parsed, name),
+            keyspace.lease_readers(parsed, name),
+            keyspace.leases(shard),
+            keyspace.waits(shard),
+        )
+        target = Target(scope_key, name, shard, keys)
+        if len(self._targets) >= _TARGETS_CACHED:
+            self._targets.clear()
+        self._targets[scope, name] = target
+        return target
+
+    def channel(self, shard: str) -> bytes:
+        """Return the channel over which this client is woken."""
+        return self.core.keyspace.wake(shard, self.client.hex())
+
+    def new_client(self) -> None:
+        """Be another client: after a fork."""
+        self.client = os.urandom(8)
+        self._pid = os.getpid()
+        self._infos.clear()
+
+    def claim(self, target: Target, terms: Terms, owner: str) -> Claim:
+        """Return a new attempt of an owner to hold a lease."""
+        info = self._infos.get(terms.label)
+        if info is None:
+            if len(self._infos) >= _TARGETS_CACHED:
+                self._infos.clear()
+            info = pack_info(terms.label, self._host, self._pid)
+            self._infos[terms.label] = info
+        return Claim(target, terms, owner.encode(), self._nonce(), info)
+
+    def _nonce(self) -> bytes:
+        return self.client + next(self._numbers).to_bytes(NONCE_BYTES - 8, "big")
+
+    # --- taking and giving back
+
+    def acquire_call(self, claim: Claim, *, wait: bool, left_s: float | None = None) -> ScriptCall:
+        """Ask for a lease; with `wait` for a place in line, for `left_s` (None: without end)."""
+        wait_ms = _TRY_ONCE
+        if wait:
+            wait_ms = _NO_END if left_s is None else max(1, round(left_s * 1000))
+        return self._acquire_call(claim, wait_ms, b"0")
+
+    def again_call(self, claim: Claim, place: Place, left_s: float | None) -> ScriptCall:
+        """Ask how a place in the queue stands; one that was lost is taken again where it was."""
+        wait_ms = _NO_END if left_s is None else max(1, round(left_s * 1000))
+        return self._acquire_call(claim, wait_ms, place.ticket)
+
+    def _acquire_call(self, claim: Claim, wait_ms: int, ticket: bytes) -> ScriptCall:
+        terms = claim.terms
+        return ScriptCall(
+            self._acquire,
+            (*claim.target.keys, claim.target.scope.hash),
+            (
+                claim.mode,
+                claim.owner,
+                claim.nonce,
+                b"%d" % terms.ttl_ms,
+                b"%d" % self.highest,
+                b"%d" % wait_ms,
+                b"1" if terms.reentrant else b"0",
+                claim.info,
+                ticket,
+            ),
+        )
+
+    def read_acquire(self, claim: Claim, reply: list[Any], waited_s: float) -> int | Place:
+        """Return the token of a granted lease, or the place in its queue; a refusal is raised."""
+        verdict = reply[0]
+        if verdict == 1:
+            token = int(reply[1])
+            self.highest = max(self.highest, token)
+            return token
+        if verdict == 0:
+            return Place(int(reply[1]), int(reply[2]) / 1000, reply[3])
+        raise self._refusal(claim, reply[1], reply[2:], waited_s)
+
+    def _refusal(
+        self, claim: Claim, code: bytes, found: list[bytes], waited_s: float
+    ) -> SpellError:
+        target = claim.target
+        if code == b"DEADLOCK":
+            return DeadlockError(target.text, target.name, self._cycle(found))
+        mode = found[0]
+        holders = read_holders([part for raw in found[1:] for part in (mode, raw)])
+        if code == b"BUSY":
+            return LeaseUnavailableError(target.text, target.name, waited_s, holders)
+        mine = holders[0]
+        return LeaseAlreadyHeldError(
+            *(target.text, target.name, mine.owner, mine.token),
+            mode=str(mine.mode) if code == b"OTHERMODE" else "",
+        )
+
+    def _cycle(self, found: list[bytes]) -> list[tuple[str, str]]:
+        """Name a cycle: pairs of owner and the lease that it holds become who waits for what."""
+        owners = [raw.decode("utf-8", "replace") for raw in found[::2]]
+        leases = [self._lease_name(raw) for raw in found[1::2]]
+        # The script names, from the asker on backwards, who holds which lease: the next one waits
+        # for it.
+        return [(owners[(step + 1) % len(owners)], leases[step]) for step in range(len(owners))]
+
+    def _lease_name(self, key: bytes) -> str:
+        parsed = self.core.keyspace.parse(key)
+        return f"{parsed.scope} {parsed.extra}"
+
+    def renew_call(self, claim: Claim, token: int, ttl_ms: int) -> ScriptCall:
+        """Ask for another while."""
+        keys = claim.target.keys
+        return ScriptCall(
+            self._renew,
+            (keys[0], keys[2], keys[3]),
+            (claim.mode, claim.owner, token.to_bytes(8, "big"), b"%d" % ttl_ms),
+        )
+
+    def release_call(self, claim: Claim, token: int | None) -> ScriptCall:
+        """Give a hold or a place back; `token` None: whether it was granted is not known."""
+        packed = b"" if token is None else token.to_bytes(8, "big")
+        return ScriptCall(
+            self._release, claim.target.keys, (claim.mode, claim.owner, claim.nonce, packed)
+        )
+
+    def fence(self, target: Target, owner: bytes, token: int) -> Fence:
+        """Return what a write carries."""
+        own = target.scope.hash if target.name == DEFAULT_NAME else b""
+        return Fence(target.keys[0], own, token, owner, target.text, target.name)
+
+    def fenced_core(self, *grants: Grant) -> Core:
+        """Return a core whose every commit carries these grants."""
+        return self.core.fenced(
+            [self.fence(g.claim.target, g.claim.owner, g.token) for g in grants]
+        )
+
+    # --- by facts, without a handle
+
+    def by_facts(
+        self, scope: str | Scope, name: str, owner: str, token: int, terms: Terms
+    ) -> Claim:
+        """Return the claim of somebody who knows owner and token, for all holds of the owner."""
+        if type(token) is not int or not 0 < token < 2**53:
+            raise InvalidArgumentError("token", token, "must be the int that the acquire returned")
+        if not isinstance(owner, str) or not owner:
+            raise InvalidArgumentError("owner", owner, "must be the owner of the lease")
+        # A release that is sent again is known by its nonce; the longer one means all holds.
+        return Claim(self.target(scope, name), terms, owner.encode(), b"*" + self._nonce(), b"")
+
+    # --- looking
+
+    def show(self, scope: str | Scope, name: str, waiters: int) -> Steps[LeaseInfo]:
+        """Everything about one lease."""
+        if type(waiters) is not int or not 0 <= waiters <= MAX_WAITERS_SHOWN:
+            rule = f"must be an int from 0 to {MAX_WAITERS_SHOWN:,}"
+            raise InvalidArgumentError("waiters", waiters, rule)
+        return (yield from self._show(self.target(scope, name), waiters))
+
+    def _show(self, target: Target, waiters: int) -> Steps[LeaseInfo]:
+        return self.read_show(target, (yield self.show_call(target, waiters)))
+
+    def show_call(self, target: Target, waiters: int) -> ScriptCall:
+        """Ask for everything about a lease."""
+        channel = self.core.keyspace.wake(target.shard, "0")[:-1]
+        arguments = (b"%d" % waiters, channel)
+        return ScriptCall(load_script("lease_show"), target.keys[:3], arguments)
+
+    def read_show(self, target: Target, reply: list[Any]) -> LeaseInfo:
+        """Read the answer."""
+        time, token, held, waiting, queue, ended = reply
+        return LeaseInfo(
+            target.text,
+            target.name,
+            from_ms(int(time)),
+            int(token or 0),
+            tuple(read_holders(held)),
+            tuple(
+                read_waiter(raw, bool(listens))
+                for _, raw, listens in zip(queue[::3], queue[1::3], queue[2::3], strict=True)
+            ),
+            int(waiting),
+            tuple(read_past(raw) for raw in ended if raw),
+        )
+
+    def listing(self, shard: str, limit: int, waiters: int) -> Steps[list[LeaseInfo]]:
+        """Return the leases of a shard that are held or waited for, first those that end first."""
+        if type(limit) is not int or not 1 <= limit <= MAX_LISTED:
+            raise InvalidArgumentError("limit", limit, f"must be an int from 1 to {MAX_LISTED:,}")
+        registry = self.core.keyspace.leases(shard)
+        seconds, micros = yield Command(pack("TIME"), "TIME")
+        now_ms = int(seconds) * 1000 + int(micros) // 1000
+        waited_for = {line[NONCE_BYTES:] for line in (yield from self._wait_lines(shard))}
+        # Scored by expiry: what ended is behind, but somebody may still wait for it.
+        request = pack(b"ZRANGEBYSCORE", registry, now_ms, "+inf", b"LIMIT", 0, limit)
+        keys = yield Command(request, "ZRANGEBYSCORE")
+        found = []
+        for key in dict.fromkeys([*keys, *sorted(waited_for)]):
+            parsed = self.core.keyspace.parse(key)
+            target = self.target(parsed.scope or "global", parsed.extra or DEFAULT_NAME)
+            info = yield from self._show(target, waiters)
+            if info.held or info.waiting:
+                found.append(info)
+        return found[:limit]
+
+    def _wait_lines(self, shard: str) -> Steps[list[bytes]]:
+        waits = self.core.keyspace.waits(shard)
+        flat = yield Command(pack(b"HVALS", waits), "HVALS", bulk=True)
+        return [line for lines in flat for line in split_waits(lines)]
+
+    def graph(self, shard: str) -> Steps[WaitGraph]:
+        """Who waits for whom in a shard."""
+        request = pack(b"HGETALL", self.core.keyspace.waits(shard))
+        reply = yield Command(request, "HGETALL", bulk=True)
+        waits = (
+            reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
+        )
+        holders: dict[bytes, tuple[Target, list[str]]] = {}
+        edges = []
+        for owner, lines in waits.items():
+            for line in split_waits(lines):
+                key = line[NONCE_BYTES:]
+                if key not in holders:
+                    parsed = self.core.keyspace.parse(key)
+                    target = self.target(parsed.scope or "global", parsed.extra or DEFAULT_NAME)
+                    info = yield from self._show(target, 0)
+                    holders[key] = target, [holder.owner for holder in info.holders]
+                target, held = holders[key]
+                waiter = owner.decode("utf-8", "replace")
+                edges += [WaitEdge(waiter, target.text, target.name, holder) for holder in held]
+        return WaitGraph(tuple(dict.fromkeys(edges)))
+
+    # --- changing
+
+    def break_lease(
+        self, scope: str | Scope, name: str, reason: str, token: int | None
+    ) -> Steps[tuple[int, Revision | None]]:
+        """Take a lease from who holds it; how many lost it, and the revision in the log."""
+        if not isinstance(reason, str) or not 0 < len(reason.encode("utf-8", "replace")) <= 1024:
+            raise InvalidArgumentError("reason", reason, "must say why in 1 to 1,024 bytes")
+        if token is not None and (type(token) is not int or not 0 < token < 2**53):
+            raise InvalidArgumentError("token", token, "must be the int of a holder, or None")
+        target = self.target(scope, name)
+        info = yield from self._show(target, 0)
+        meant = [holder for holder in info.holders if token in (None, holder.token)]
+        said = {
+            "lease": name,
+            "reason": reason,
+            "holders": [[holder.owner, holder.label, holder.token] for holder in meant],
+        }
+        keyspace = self.core.keyspace
+        reply = yield ScriptCall(
+            load_script("lease_break"),
+            (
+                *target.keys,
+                *(keyspace.log(target.shard), keyspace.due(target.shard), target.scope.hash),
+            ),
+            (
+                b"" if token is None else token.to_bytes(8, "big"),
+                target.scope.text,
+                msgpack.packb(said),
+                self.core.meta(),
+            ),
+        )
+        if not reply[0]:
+            why = "nobody holds it" if token is None else f"nobody holds it with token {token}"
+            current = info.holders[0] if info.holders else None
+            raise LeaseNotHeldError(target.text, name, "break it", why, current=current)
+        return int(reply[0]), Revision.parse(reply[1])
+
+    def require(self, core: Core, scope: str | Scope, name: str | None) -> Steps[bool]:
+        """Let every write of a scope need a lease, or none; whether that is new."""
+        scope_key = core.scope_key(scope)
+        payload = b"" if name is None else check_name(name).encode()
+        commit = core.commit((scope_key,), (change(Op.POLICY, b"", payload),))
+        done = yield from core.carry_out(commit)
+        return done.results == [b"1"]
+
+
+_WHY: Final = {
+    b"EXPIRED": "its time was over",
+    b"TAKEN": "it was granted to another since",
+    b"GONE": "it was released or broken, or its time was over",
+    b"LOST": "the server does not know it: its data was lost or went back",
+}
+
+
+def split_waits(lines: bytes) -> list[bytes]:
+    """Split what ``waits`` holds for an owner: a nonce of 12 bytes, which may be any, and a key."""
+    found, at = [], 0
+    while at < len(lines):
+        stop = lines.index(b"\n", at + NONCE_BYTES)
+        found.append(lines[at:stop])
+        at = stop + 1
+    return found
+
+
+def why_not(reply: list[Any]) -> tuple[str, LeaseHolder | None]:
+    """Read why a lease could not be renewed or released, and who holds it now."""
+    current = read_holder(reply[2]) if reply[1] == b"TAKEN" else None
+    return _WHY[reply[1]], current
+
+
+def not_held(claim: Claim, operation: str, reply: list[Any]) -> LeaseNotHeldError:
+    """Return the error for a lease that is not held any more."""
+    why, current = why_not(reply)
+    target = claim.target
+    return LeaseNotHeldError(target.text, target.name, operation, why, current=current)

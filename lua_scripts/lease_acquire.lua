@@ -1,0 +1,191 @@
+-- lease_acquire: takes a lease, or a place in its queue; asked again with the same nonce it tells how that stands.
+--
+-- KEYS[1] the lease: x exclusive holder, t last token, w:<nonce> waiters, q last ticket, r last released, ended, h:<n>
+-- KEYS[2] queue: waiters by ticket
+-- KEYS[3] readers: holders in shared mode, by owner
+-- KEYS[4] registry: every lease of the shard that is held or waited for, by expiry
+-- KEYS[5] waits: by owner, the leases that it waits for
+-- KEYS[6] the scope's hash, whose `$$` knows the highest token that wrote
+-- ARGV[1] x exclusive, s shared
+-- ARGV[2] owner
+-- ARGV[3] nonce: client 8, number 4
+-- ARGV[4] ttl in ms
+-- ARGV[5] floor: the highest token that the client has seen
+-- ARGV[6] how long it may wait in ms; 0: not at all, -1: without end
+-- ARGV[7] 1 if the owner may hold it more than once
+-- ARGV[8] label and the like, for people
+-- ARGV[9] its ticket, if it waited before and lost its place, else 0
+-- returns: 1, token, ms until it expires: granted.
+--          0, place in the queue from 0, ms until the holder expires, ticket: waiting.
+--          -1, code, what is there (mode and holder records, or the cycle as owner and lease in turn): refused.
+-- errors: BUSY HELD OTHERMODE DEADLOCK
+local lease, queue, readers, registry, waits = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local mode, owner, nonce, ttl = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local floor, char, format = math.floor, string.char, string.format
+
+local first = redis.call('HMGET', lease, 'x', 't')
+if mode == 'x' and (not first[1] or first[1] == '') and redis.call('EXISTS', queue, readers) == 0 then
+  -- Nobody holds it, nobody waits: granted in line.
+  local t = redis.call('TIME')
+  local now = t[1] * 1000 + floor(t[2] / 1000)
+  local last = tonumber(first[2] or '0')
+  if not first[2] then
+    local meta = redis.call('HGET', KEYS[6], '$$')
+    if meta and #meta >= 32 then
+      local a, b, c, d, e, f, g = string.byte(meta, 23, 29)
+      last = (((((a * 256 + b) * 256 + c) * 256 + d) * 256 + e) * 256 + f) * 256 + g
+    end
+  end
+  local token, expires = math.max(last + 1, t[1] * 1000000 + t[2], tonumber(ARGV[5]) + 1), now + ttl
+  local t_high, e_high, n_high = floor(token / 4294967296), floor(expires / 4294967296), floor(now / 4294967296)
+  local t_low, e_low, n_low = token % 4294967296, expires % 4294967296, now % 4294967296
+  local record = char(
+    0, floor(t_high / 65536), floor(t_high / 256) % 256, t_high % 256,
+    floor(t_low / 16777216), floor(t_low / 65536) % 256, floor(t_low / 256) % 256, t_low % 256,
+    floor(e_high / 256), e_high % 256,
+    floor(e_low / 16777216), floor(e_low / 65536) % 256, floor(e_low / 256) % 256, e_low % 256,
+    floor(n_high / 256), n_high % 256,
+    floor(n_low / 16777216), floor(n_low / 65536) % 256, floor(n_low / 256) % 256, n_low % 256,
+    floor(ttl / 16777216), floor(ttl / 65536) % 256, floor(ttl / 256) % 256, ttl % 256,
+    0, 1) .. nonce .. char(#owner) .. owner .. ARGV[8]
+  local text = format('%.0f', token)
+  redis.call('HSET', lease, 'x', record, 't', text)
+  redis.call('ZADD', registry, format('%.0f', expires), lease)
+  return { 1, text, ARGV[4] }
+end
+
+local function contended()
+  --- @include "lib/lease"
+
+  -- Whether the waiter of this nonce is there: its client listens.
+  local function listens(client_nonce)
+    local shard = string.match(lease, '^[^:]*:{%d+}')
+    local reply = redis.pcall('PUBSUB', 'NUMSUB', shard .. ':wake:' .. hex(sub(client_nonce, 1, 8)))
+    return type(reply) ~= 'table' or reply.err or tonumber(reply[2]) > 0
+  end
+
+  -- The owners that hold a lease, without those whose time is over.
+  local function owners_of(key)
+    local found = {}
+    local x = redis.call('HGET', key, 'x')
+    if x and u48(x, 9) > now() then
+      found[1] = (holder_owner(x))
+    end
+    local all = redis.call('HGETALL', key .. ':s')
+    for i = 1, #all, 2 do
+      if u48(all[i + 1], 9) > now() then
+        found[#found + 1] = all[i]
+      end
+    end
+    return found
+  end
+
+  -- Follows who waits for whom from the holders of `key`; the way back to this owner as owner and lease in turn, or nil.
+  local function cycle_from(key, seen, depth)
+    if seen[key] or depth > 64 then
+      return nil
+    end
+    seen[key] = true
+    local found = owners_of(key)
+    for i = 1, #found do
+      if found[i] == owner then
+        return { owner, key }
+      end
+      local lines = redis.call('HGET', waits, found[i])
+      if lines then
+        -- A line is a nonce of 12 bytes, which may be any, and a key without a line feed.
+        local at = 1
+        while at <= #lines do
+          local stop = string.find(lines, '\n', at + 12, true)
+          local line_nonce, next_key = sub(lines, at, at + 11), sub(lines, at + 12, stop - 1)
+          at = stop + 1
+          local rest = redis.call('HEXISTS', next_key, 'w:' .. line_nonce) == 1 and listens(line_nonce)
+            and cycle_from(next_key, seen, depth + 1)
+          if rest then
+            rest[#rest + 1], rest[#rest + 2] = found[i], key
+            return rest
+          end
+        end
+      end
+    end
+    return nil
+  end
+
+  local x, count = holders()
+  local mine = (x and holder_owner(x) == owner and x) or (count > 0 and redis.call('HGET', readers, owner)) or nil
+  if mine then
+    local is_exclusive = mine == x
+    local nonces = holds_of(mine)
+    local again = find_nonce(nonces, nonce)
+    if not again and ARGV[7] ~= '1' then
+      return { -1, 'HELD', is_exclusive and 'x' or 's', mine }
+    elseif is_exclusive ~= (mode == 'x') then
+      return { -1, 'OTHERMODE', is_exclusive and 'x' or 's', mine }
+    end
+    local w = redis.call('HGET', lease, 'w:' .. nonce)
+    local expires = math.max(u48(mine, 9), now() + ttl)
+    if w then
+      dequeue(nonce, w) -- it waited, until its owner came to hold the lease otherwise
+      tell_head('h' .. p32(math.min(expires - now(), 4294967295)))
+    end
+    local record = rebuild(mine, expires, ttl, again and nonces or nonces .. nonce)
+    put_holder(mode, owner, record, u64(mine, 1))
+    register(mode, expires)
+    return { 1, format('%.0f', u64(mine, 1)), format('%.0f', expires - now()) }
+  end
+
+  if redis.call('EXISTS', queue) == 1 then
+    x, count = serve(x, count)
+    mine = (x and holder_owner(x) == owner and x) or redis.call('HGET', readers, owner)
+    if mine and find_nonce(holds_of(mine), nonce) then
+      local expires = now() + ttl
+      put_holder(mode, owner, rebuild(mine, expires, ttl, holds_of(mine)), u64(mine, 1))
+      register(mode, expires)
+      return { 1, format('%.0f', u64(mine, 1)), format('%.0f', ttl) }
+    end
+  end
+
+  local place = redis.call('ZRANK', queue, nonce)
+  if not place and not x and (mode == 's' or count == 0) and redis.call('EXISTS', queue) == 0 then
+    local floor_token = tonumber(ARGV[5])
+    if redis.call('HEXISTS', lease, 't') == 0 then
+      local meta = redis.call('HGET', KEYS[6], '$$')
+      if meta and #meta >= 32 then
+        floor_token = math.max(floor_token, u64(meta, 22))
+      end
+    end
+    local token = next_token(floor_token)
+    put_holder(mode, owner, build_holder(token, now() + ttl, now(), ttl, nonce, owner, ARGV[8]), token)
+    register(mode, now() + ttl)
+    return { 1, format('%.0f', token), format('%.0f', ttl) }
+  end
+
+  if ARGV[6] == '0' then
+    local there = x and { x } or redis.call('HVALS', readers)
+    return { -1, 'BUSY', x and 'x' or 's', unpack(there, 1, math.min(#there, 16)) }
+  end
+  local ticket = ARGV[9]
+  if not place then
+    local cycle = cycle_from(lease, {}, 0)
+    if cycle then
+      return { -1, 'DEADLOCK', unpack(cycle) }
+    end
+    if ticket == '0' then
+      ticket = redis.call('HINCRBY', lease, 'q', 1)
+    end
+    -- Whoever grants it later must know how high its client has seen tokens.
+    if tonumber(ARGV[5]) > tonumber(redis.call('HGET', lease, 't') or '0') then
+      redis.call('HSET', lease, 't', ARGV[5])
+    end
+    local bound = tonumber(ARGV[6])
+    local deadline = bound < 0 and 0 or now() + bound
+    redis.call('HSET', lease, 'w:' .. nonce,
+      mode .. p32(ttl) .. p48(deadline) .. p48(now()) .. char(#owner) .. owner .. ARGV[8])
+    redis.call('ZADD', queue, ticket, nonce)
+    redis.call('HSET', waits, owner, (redis.call('HGET', waits, owner) or '') .. nonce .. lease .. '\n')
+    redis.call('ZADD', registry, 'NX', format('%.0f', soonest_expiry(x)), lease)
+    place = redis.call('ZRANK', queue, nonce)
+  end
+  return { 0, place, format('%.0f', math.max(0, soonest_expiry(x) - now())), format('%.0f', ticket) }
+end
+return contended()
