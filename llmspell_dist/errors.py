@@ -566,7 +566,8 @@ class LeaseNotHeldError(LeaseError):
         self.current = current
         """Who holds it now, if anybody."""
         now = f"; it is held by {current}" if current is not None else ""
-        super().__init__(scope, name, f"cannot {operation}: {why}{now}; acquire it again")
+        again = "" if operation == "break it" else "; acquire it again"
+        super().__init__(scope, name, f"cannot {operation}: {why}{now}{again}")
 
 
 class LeaseLostError(LeaseError):

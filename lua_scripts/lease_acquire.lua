@@ -1,9 +1,10 @@
 -- lease_acquire: takes a lease, or a place in its queue; asked again with the same nonce it tells how that stands.
 --
--- KEYS[1] the lease: x exclusive holder, t last token, w:<nonce> waiters, q last ticket, r last released, ended, h:<n>
+-- KEYS[1] the lease: x exclusive holder, t last token, b if somebody waits or reads, w:<nonce> waiters, q last ticket,
+--         r last released, ended, h:<n> ended holds
 -- KEYS[2] queue: waiters by ticket
 -- KEYS[3] readers: holders in shared mode, by owner
--- KEYS[4] registry: every lease of the shard that is held or waited for, by expiry
+-- KEYS[4] registry: every lease of the shard that is not forgotten
 -- KEYS[5] waits: by owner, the leases that it waits for
 -- KEYS[6] the scope's hash, whose `$$` knows the highest token that wrote
 -- ARGV[1] x exclusive, s shared
@@ -21,37 +22,66 @@
 -- errors: BUSY HELD OTHERMODE DEADLOCK
 local lease, queue, readers, registry, waits = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local mode, owner, nonce, ttl = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
-local floor, char, format = math.floor, string.char, string.format
+local byte, char, sub, floor, format = string.byte, string.char, string.sub, math.floor, string.format
+local call = redis.call
 
-local first = redis.call('HMGET', lease, 'x', 't')
-if mode == 'x' and (not first[1] or first[1] == '') and redis.call('EXISTS', queue, readers) == 0 then
-  -- Nobody holds it, nobody waits: granted in line.
-  local t = redis.call('TIME')
+local function p48(n)
+  local high, low = floor(n / 4294967296), n % 4294967296
+  return char(floor(high / 256), high % 256,
+    floor(low / 16777216), floor(low / 65536) % 256, floor(low / 256) % 256, low % 256)
+end
+
+local function p32(n)
+  return char(floor(n / 16777216), floor(n / 65536) % 256, floor(n / 256) % 256, n % 256)
+end
+
+-- What is nearly always so stands in line: free and nobody waits, or held by another. All else is `contended`.
+local first = call('HMGET', lease, 'x', 't', 'b', 'q')
+local x = first[1]
+if mode == 'x' and (not x or x == '') and not first[3] then
+  local t = call('TIME')
   local now = t[1] * 1000 + floor(t[2] / 1000)
   local last = tonumber(first[2] or '0')
   if not first[2] then
-    local meta = redis.call('HGET', KEYS[6], '$$')
+    local meta = call('HGET', KEYS[6], '$$')
     if meta and #meta >= 32 then
-      local a, b, c, d, e, f, g = string.byte(meta, 23, 29)
+      local a, b, c, d, e, f, g = byte(meta, 23, 29)
       last = (((((a * 256 + b) * 256 + c) * 256 + d) * 256 + e) * 256 + f) * 256 + g
     end
+    call('ZADD', registry, format('%.0f', now), lease)
   end
-  local token, expires = math.max(last + 1, t[1] * 1000000 + t[2], tonumber(ARGV[5]) + 1), now + ttl
-  local t_high, e_high, n_high = floor(token / 4294967296), floor(expires / 4294967296), floor(now / 4294967296)
-  local t_low, e_low, n_low = token % 4294967296, expires % 4294967296, now % 4294967296
-  local record = char(
-    0, floor(t_high / 65536), floor(t_high / 256) % 256, t_high % 256,
-    floor(t_low / 16777216), floor(t_low / 65536) % 256, floor(t_low / 256) % 256, t_low % 256,
-    floor(e_high / 256), e_high % 256,
-    floor(e_low / 16777216), floor(e_low / 65536) % 256, floor(e_low / 256) % 256, e_low % 256,
-    floor(n_high / 256), n_high % 256,
-    floor(n_low / 16777216), floor(n_low / 65536) % 256, floor(n_low / 256) % 256, n_low % 256,
-    floor(ttl / 16777216), floor(ttl / 65536) % 256, floor(ttl / 256) % 256, ttl % 256,
-    0, 1) .. nonce .. char(#owner) .. owner .. ARGV[8]
+  local token = math.max(last + 1, t[1] * 1000000 + t[2], tonumber(ARGV[5]) + 1)
+  local record = '\0' .. char(floor(token / 281474976710656)) .. p48(token % 281474976710656) .. p48(now + ttl) .. p48(now)
+    .. p32(ttl) .. '\0\1' .. nonce .. char(#owner) .. owner .. ARGV[8]
   local text = format('%.0f', token)
-  redis.call('HSET', lease, 'x', record, 't', text)
-  redis.call('ZADD', registry, format('%.0f', expires), lease)
+  call('HSET', lease, 'x', record, 't', text)
   return { 1, text, ARGV[4] }
+elseif x and x ~= '' then
+  local t = call('TIME')
+  local now = t[1] * 1000 + floor(t[2] / 1000)
+  local a, b, c, d, e, f = byte(x, 9, 14)
+  local expires = ((((a * 256 + b) * 256 + c) * 256 + d) * 256 + e) * 256 + f
+  a, b = byte(x, 25, 26)
+  local at = 27 + (a * 256 + b) * 12
+  local holder = sub(x, at + 1, at + byte(x, at))
+  if expires > now and holder ~= owner then
+    if ARGV[6] == '0' then
+      return { -1, 'BUSY', 'x', x }
+    end
+    local found = call('HMGET', waits, holder, owner)
+    local bound = tonumber(ARGV[6])
+    -- The holder waits for nothing, so there is no circle; this owner for nothing else, so its line is new.
+    if not found[1] and not found[2] and ARGV[9] == '0'
+      and call('HSETNX', lease, 'w:' .. nonce, mode .. p32(ttl) .. p48(bound < 0 and 0 or now + bound) .. p48(now)
+        .. char(#owner) .. owner .. ARGV[8]) == 1 then
+      local ticket, place = format('%.0f', tonumber(first[4] or '0') + 1), call('ZCARD', queue)
+      call('ZADD', queue, ticket, nonce)
+      call('HSET', waits, owner, nonce .. lease .. '\n')
+      -- Whoever grants it later must know how high this client has seen tokens.
+      call('HSET', lease, 'b', '1', 'q', ticket, 't', format('%.0f', math.max(tonumber(first[2]), tonumber(ARGV[5]))))
+      return { 0, place, format('%.0f', expires - now), ticket }
+    end
+  end
 end
 
 local function contended()
@@ -68,7 +98,7 @@ local function contended()
   local function owners_of(key)
     local found = {}
     local x = redis.call('HGET', key, 'x')
-    if x and u48(x, 9) > now() then
+    if x and x ~= '' and u48(x, 9) > now() then
       found[1] = (holder_owner(x))
     end
     local all = redis.call('HGETALL', key .. ':s')
@@ -126,11 +156,10 @@ local function contended()
     local expires = math.max(u48(mine, 9), now() + ttl)
     if w then
       dequeue(nonce, w) -- it waited, until its owner came to hold the lease otherwise
-      tell_head('h' .. p32(math.min(expires - now(), 4294967295)))
     end
     local record = rebuild(mine, expires, ttl, again and nonces or nonces .. nonce)
-    put_holder(mode, owner, record, u64(mine, 1))
-    register(mode, expires)
+    put_holder(mode, owner, record)
+    note_quiet()
     return { 1, format('%.0f', u64(mine, 1)), format('%.0f', expires - now()) }
   end
 
@@ -139,8 +168,8 @@ local function contended()
     mine = (x and holder_owner(x) == owner and x) or redis.call('HGET', readers, owner)
     if mine and find_nonce(holds_of(mine), nonce) then
       local expires = now() + ttl
-      put_holder(mode, owner, rebuild(mine, expires, ttl, holds_of(mine)), u64(mine, 1))
-      register(mode, expires)
+      put_holder(mode, owner, rebuild(mine, expires, ttl, holds_of(mine)))
+      note_quiet()
       return { 1, format('%.0f', u64(mine, 1)), format('%.0f', ttl) }
     end
   end
@@ -156,12 +185,14 @@ local function contended()
     end
     local token = next_token(floor_token)
     put_holder(mode, owner, build_holder(token, now() + ttl, now(), ttl, nonce, owner, ARGV[8]), token)
-    register(mode, now() + ttl)
+    register()
+    note_quiet()
     return { 1, format('%.0f', token), format('%.0f', ttl) }
   end
 
   if ARGV[6] == '0' then
     local there = x and { x } or redis.call('HVALS', readers)
+    note_quiet()
     return { -1, 'BUSY', x and 'x' or 's', unpack(there, 1, math.min(#there, 16)) }
   end
   local ticket = ARGV[9]
@@ -179,11 +210,11 @@ local function contended()
     end
     local bound = tonumber(ARGV[6])
     local deadline = bound < 0 and 0 or now() + bound
-    redis.call('HSET', lease, 'w:' .. nonce,
+    redis.call('HSET', lease, 'b', '1', 'w:' .. nonce,
       mode .. p32(ttl) .. p48(deadline) .. p48(now()) .. char(#owner) .. owner .. ARGV[8])
     redis.call('ZADD', queue, ticket, nonce)
     redis.call('HSET', waits, owner, (redis.call('HGET', waits, owner) or '') .. nonce .. lease .. '\n')
-    redis.call('ZADD', registry, 'NX', format('%.0f', soonest_expiry(x)), lease)
+    register()
     place = redis.call('ZRANK', queue, nonce)
   end
   return { 0, place, format('%.0f', math.max(0, soonest_expiry(x) - now())), format('%.0f', ticket) }

@@ -12,12 +12,18 @@
 -- ARGV[2] the scope's printed name
 -- ARGV[3] what the log says about it: name, holder, reason
 -- ARGV[4] log metadata: who did it
+-- ARGV[5] nonce of this break: sent twice, it hits the same holders
 -- returns: how many holders lost it, the revision of the log entry or nil.
 --- @include "lib/scope"
 --- @include "lib/log"
 local lease, queue, readers, registry, waits = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 --- @include "lib/lease"
 local token, said = ARGV[1], ARGV[3]
+local before = redis.call('HGET', lease, 'broken')
+if before and sub(before, 1, 12) == ARGV[5] then
+  local count, id = string.match(sub(before, 13), '^(%d+) (.*)$')
+  return { tonumber(count), id }
+end
 local x = holders()
 local meant = {}
 if x and (token == '' or sub(x, 1, 8) == token) then
@@ -35,7 +41,7 @@ end
 local s = open_scope(KEYS[8], ARGV[2])
 fetch_scope(s)
 local entry = '\1' .. frame(frame_head(BROKEN, 0, 0, '\0\0', '', #said), s, false, NONE10, '', '', said)
-local id = redis.call('XADD', KEYS[6], '*', 'c', entry, 'm', ARGV[4], 'o', string.rep('\0', 14))
+local id = append_freeing(KEYS[6], KEYS[7], entry, ARGV[4], string.rep('\0', 14)) -- also when the server is full
 for i = 1, #meant do
   local r = meant[i]
   if r == x then
@@ -50,10 +56,12 @@ for i = 1, #meant do
   end
 end
 if not s.damaged then
-  local before = s.rev
+  local was = s.rev
   s.rev = pack_revision(id)
   flush_scope(s, KEYS[7])
-  redis.pcall('PUBLISH', s.key, s.rev .. before)
+  redis.pcall('PUBLISH', s.key, s.rev .. was)
 end
+redis.call('HSET', lease, 'broken', ARGV[5] .. #meant .. ' ' .. id)
 serve(holders())
+note_quiet()
 return { #meant, id }

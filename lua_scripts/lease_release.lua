@@ -15,25 +15,55 @@ local lease, queue, readers, registry, waits = KEYS[1], KEYS[2], KEYS[3], KEYS[4
 local mode, owner, nonce, token = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 
 if mode == 'x' and #token == 8 then
-  local found = redis.call('HMGET', lease, 'x', 'ended')
+  local byte, char, sub, floor, call = string.byte, string.char, string.sub, math.floor, redis.call
+  local found = call('HMGET', lease, 'x', 'ended', 'b', 't')
   local r = found[1]
-  if r and string.sub(r, 1, 8) == token and string.sub(r, 25, 38) == '\0\1' .. nonce
-    and redis.call('EXISTS', queue, readers) == 0 then
-    local floor = math.floor
-    local t = redis.call('TIME')
+  if r and sub(r, 1, 8) == token and sub(r, 25, 38) == '\0\1' .. nonce then
+    local t = call('TIME')
     local now = t[1] * 1000 + floor(t[2] / 1000)
-    local a, b, c, d, e, f = string.byte(r, 9, 14)
+    local function p48(n)
+      local high, low = floor(n / 4294967296), n % 4294967296
+      return char(floor(high / 256), high % 256,
+        floor(low / 16777216), floor(low / 65536) % 256, floor(low / 256) % 256, low % 256)
+    end
+    local a, b, c, d, e, f = byte(r, 9, 14)
     if ((((a * 256 + b) * 256 + c) * 256 + d) * 256 + e) * 256 + f > now then
-      -- Its only hold, and nobody waits: given back in line.
       local n = tonumber(found[2] or '0') + 1
-      local high, low = floor(now / 4294967296), now % 4294967296
-      local note = string.char(1, floor(high / 256), high % 256,
-        floor(low / 16777216), floor(low / 65536) % 256, floor(low / 256) % 256, low % 256) .. r
-      local done = redis.pcall('HSET', lease, 'x', '', 'r', nonce, 'ended', n, 'h:' .. n % 16, note)
-      if type(done) == 'table' then
-        redis.call('HDEL', lease, 'x') -- allowed when the server is full
+      local note, place = char(1) .. p48(now) .. r, 'h:' .. n % 16
+      if not found[3] then
+        -- Its only hold, and nobody waits: given back in line.
+        local done = redis.pcall('HSET', lease, 'x', '', 'r', nonce, 'ended', n, place, note)
+        if type(done) == 'table' then
+          call('HDEL', lease, 'x') -- allowed when the server is full
+        end
+        return { 1 }
       end
-      return { 1 }
+      -- Its only hold, and who is first in line wants it alone: handed over in line.
+      local head = call('ZRANGE', queue, 0, 0)[1]
+      local w = head and call('HGET', lease, 'w:' .. head)
+      if w and sub(w, 1, 1) == 'x' then
+        local d1, d2, d3, d4, d5, d6 = byte(w, 6, 11)
+        local deadline = ((((d1 * 256 + d2) * 256 + d3) * 256 + d4) * 256 + d5) * 256 + d6
+        local t1, t2, t3, t4, length = byte(w, 2, 5)
+        length = byte(w, 18)
+        local next_owner, line = sub(w, 19, 18 + length), head .. lease .. '\n'
+        if (deadline == 0 or deadline > now) and call('HGET', waits, next_owner) == line then
+          local granted = math.max(tonumber(found[4]) + 1, t[1] * 1000000 + t[2])
+          local packed = '\0' .. char(floor(granted / 281474976710656)) .. p48(granted % 281474976710656)
+          local client = string.gsub(sub(head, 1, 8), '.', function(one) return string.format('%02x', byte(one)) end)
+          local channel = string.match(lease, '^[^:]*:{%d+}') .. ':wake:' .. client
+          local heard = redis.pcall('PUBLISH', channel, head .. 'g' .. packed)
+          if type(heard) == 'number' and heard > 0 then
+            local ttl = ((t1 * 256 + t2) * 256 + t3) * 256 + t4
+            local record = packed .. p48(now + ttl) .. p48(now) .. sub(w, 2, 5) .. '\0\1' .. head .. sub(w, 18)
+            call('ZREM', queue, head)
+            call('HDEL', waits, next_owner)
+            call('HDEL', lease, 'w:' .. head)
+            call('HSET', lease, 'x', record, 't', string.format('%.0f', granted), 'r', nonce, 'ended', n, place, note)
+            return { 1 }
+          end
+        end
+      end
     end
   end
 end
@@ -70,7 +100,7 @@ local function contended()
     local nonces = holds_of(r)
     nonces = all and '' or sub(nonces, 1, ours - 1) .. sub(nonces, ours + 12)
     if nonces ~= '' then
-      put_holder(mode, owner, rebuild(r, u48(r, 9), u32(r, 21), nonces), u64(r, 1))
+      put_holder(mode, owner, rebuild(r, u48(r, 9), u32(r, 21), nonces))
       redis.call('HSET', lease, 'r', nonce)
       return { 2 }
     end
@@ -85,6 +115,7 @@ local function contended()
     if redis.call('EXISTS', queue) == 1 then
       serve(holders())
     end
+    note_quiet()
     return { 1 }
   end
 
@@ -93,9 +124,9 @@ local function contended()
     local was_first = redis.call('ZRANK', queue, nonce) == 0
     dequeue(nonce, w)
     if was_first then
-      local x, count = serve(holders())
-      tell_head('h' .. p32(math.max(0, math.min(soonest_expiry(x) - now(), 4294967295))))
+      serve(holders())
     end
+    note_quiet()
     return { 3 }
   end
   if redis.call('HGET', lease, 'r') == nonce or (not all and released_before()) then

@@ -2,13 +2,12 @@
 --
 -- KEYS[1] the lease (see lease_acquire)
 -- KEYS[2] readers
--- KEYS[3] registry
 -- ARGV[1] x exclusive, s shared
 -- ARGV[2] owner
 -- ARGV[3] token: 8 bytes
 -- ARGV[4] ttl in ms
 -- returns: 1, ms until it expires; or 0, why it cannot (EXPIRED, TAKEN, GONE, LOST), the holder's record or nothing.
-local lease, registry = KEYS[1], KEYS[3]
+local lease = KEYS[1]
 local floor, format, byte, char, sub = math.floor, string.format, string.byte, string.char, string.sub
 local t = redis.call('TIME')
 local now = t[1] * 1000 + floor(t[2] / 1000)
@@ -45,10 +44,5 @@ if ARGV[1] == 'x' then
   redis.call('HSET', lease, 'x', r)
 else
   redis.call('HSET', KEYS[2], ARGV[2], r)
-end
-if ARGV[1] == 'x' then
-  redis.call('ZADD', registry, format('%.0f', expires), lease)
-else
-  redis.call('ZADD', registry, 'GT', format('%.0f', expires), lease) -- the last reader to expire counts
 end
 return { 1, format('%.0f', ttl) }

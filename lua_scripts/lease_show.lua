@@ -23,7 +23,7 @@ for i = 1, #all do
     found[#found + 1], found[#found + 2] = 's', all[i]
   end
 end
-local nonces = redis.call('ZRANGE', KEYS[2], 0, tonumber(ARGV[1]) - 1)
+local nonces = ARGV[1] == '0' and {} or redis.call('ZRANGE', KEYS[2], 0, tonumber(ARGV[1]) - 1)
 for i = 1, #nonces do
   local w = redis.call('HGET', KEYS[1], 'w:' .. nonces[i])
   if w then

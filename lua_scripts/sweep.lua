@@ -4,7 +4,7 @@
 -- KEYS[2] due: sorted set of the shard's scopes
 -- KEYS[3] ctl: the shard's settings
 -- KEYS[4] trash: sets of generations left behind by clear
--- KEYS[5] registry: the leases of the shard by expiry
+-- KEYS[5] registry: the leases of the shard, by when to see whether they can be forgotten
 -- KEYS[6] waits: by owner, the leases that it waits for
 -- ARGV[1] interval in ms: if another call worked less than this ago, nothing is done
 -- ARGV[2] most keys to remove
@@ -110,22 +110,46 @@ local function empty_trash()
   return true
 end
 
--- Leases that ended long ago: nobody waits for them, or whoever did is gone. Server time stands in for their tokens.
-local function forget_leases()
-  local ended = redis.call('ZRANGEBYSCORE', registry, '-inf', format('%.0f', now() - LEASE_KEPT_MS), 'LIMIT', 0, 100)
-  for i = 1, #ended do
-    lease, queue, readers = ended[i], ended[i] .. ':q', ended[i] .. ':s'
-    local waiting = redis.call('ZRANGE', queue, 0, 999)
-    for j = 1, #waiting do
-      local w = redis.call('HGET', lease, 'w:' .. waiting[j])
-      if w then
-        forget_wait(waiting[j], w)
-      end
-    end
-    redis.call('UNLINK', lease, queue, readers)
-    redis.call('ZREM', registry, lease)
+-- When the present lease was last held, as far as is known.
+local function last_held()
+  local found = redis.call('HMGET', lease, 'x', 'ended')
+  local last = 0
+  if found[1] and found[1] ~= '' then
+    last = u48(found[1], 9)
   end
-  return #ended == 100
+  local ended = found[2] and redis.call('HGET', lease, 'h:' .. found[2] % ENDED)
+  if ended then
+    last = math.max(last, u48(ended, 2))
+  end
+  local all = redis.call('HVALS', readers)
+  for i = 1, #all do
+    last = math.max(last, u48(all[i], 9))
+  end
+  return last
+end
+
+-- Leases that nobody has held for long: nobody waits for them, or whoever did is gone. Server time stands in for their
+-- tokens. A lease that was held since it was looked at is looked at again a day after that.
+local function forget_leases()
+  local old = redis.call('ZRANGEBYSCORE', registry, '-inf', format('%.0f', now() - LEASE_KEPT_MS), 'LIMIT', 0, 100)
+  for i = 1, #old do
+    lease, queue, readers = old[i], old[i] .. ':q', old[i] .. ':s'
+    local last = last_held()
+    if last + LEASE_KEPT_MS > now() then
+      redis.call('ZADD', registry, format('%.0f', last), lease)
+    else
+      local waiting = redis.call('ZRANGE', queue, 0, 999)
+      for j = 1, #waiting do
+        local w = redis.call('HGET', lease, 'w:' .. waiting[j])
+        if w then
+          forget_wait(waiting[j], w)
+        end
+      end
+      redis.call('UNLINK', lease, queue, readers)
+      redis.call('ZREM', registry, lease)
+    end
+  end
+  return #old == 100
 end
 
 local removed, more = 0, 0

@@ -7,6 +7,7 @@ from benchmarks.rows import (
     big,
     imports,
     latency,
+    leases,
     many,
     memory,
     noise,
@@ -30,5 +31,6 @@ ROWS: tuple[Row, ...] = (
     *memory.ROWS,
     *under_load.ROWS,
     *sync.ROWS,
+    *leases.ROWS,
     *imports.ROWS,
 )

@@ -19,7 +19,7 @@ from llmspell_dist.blocking.background import Background
 from llmspell_dist.errors import LeaseNotHeldError, SpellError
 from llmspell_dist.leases.group import in_order
 from llmspell_dist.leases.held import Held, HeldGroup
-from llmspell_dist.leases.keeper import Grant, Keeper
+from llmspell_dist.leases.keeper import BROKEN_BY_FORCE, Grant, Keeper
 from llmspell_dist.leases.line import Line, left_s
 from llmspell_dist.leases.model import LeaseMode
 from llmspell_dist.leases.terms import (
@@ -171,9 +171,9 @@ class Leases(LeaseShell):
         )
         self._hub = Hub(assembly.resolver, options=assembly.lane_options)
         self._keeper = Keeper(self.steps, self._lanes.execute)
-        self._wakes = Wakes(self.steps, self._hub)
+        self._wakes = Wakes(self.steps, self._hub, self._broken)
         self._line = Line(self.steps, self._wakes, _LineOwner(self.steps, self._lanes))
-        self._grants: set[Grant] = set()
+        self._grants: dict[bytes, Grant] = {}
         self._owners = threading.local()
         self._last_owner = count(1)
 
@@ -203,16 +203,7 @@ class Leases(LeaseShell):
         thread. No thread can be cancelled, so ``cancel`` is the same as ``event`` here; a function
         is called in the background thread.
         """
-        terms = make_terms(
-            ttl=ttl,
-            wait=wait,
-            mode=mode,
-            owner=owner,
-            reentrant=reentrant,
-            label=label,
-            on_lost=on_lost,
-            renew=renew,
-        )
+        terms = make_terms(ttl, wait, mode, owner, reentrant, label, on_lost, renew)
         return self._take(self.steps.target(scope, name), terms)
 
     def acquire_all(
@@ -283,15 +274,12 @@ class Leases(LeaseShell):
         except BaseException:
             self._abandon(claim)
             raise
-        if reply[0] == 1 or terms.wait_s == 0 or reply[1] != b"BUSY":
-            token = self.steps.read_acquire(claim, reply, 0.0)
-            assert isinstance(token, int)  # noqa: S101 - who does not wait has no place
-        else:
+        token = self.steps.read_try(claim, reply, terms.wait_s != 0)
+        if token is None:
             token, sent_at = self._background.run(self._line.wait(claim, sent_at))
         grant = Grant(claim, token, sent_at)
         lease = Lease(self, grant)
-        self._grants.add(grant)
-        self._wakes.watch(claim.nonce, lambda: grant.lose("it was broken by force"))
+        self._grants[claim.nonce] = grant
         self.keep(grant)
         return lease
 
@@ -318,12 +306,16 @@ class Leases(LeaseShell):
 
     def over(self, grant: Grant) -> None:
         """Take note that a grant is over."""
-        self._grants.discard(grant)
-        self._wakes.forget(grant.claim.nonce)
+        self._grants.pop(grant.claim.nonce, None)
+
+    def _broken(self, nonce: bytes) -> None:
+        grant = self._grants.get(nonce)
+        if grant is not None:
+            grant.lose(BROKEN_BY_FORCE)
 
     def forget(self) -> None:
         """In a forked child: what is held is the parent's."""
-        for grant in self._grants:
+        for grant in self._grants.values():
             grant.end()
             grant.lost_because = "it belongs to the process that this one was forked from"
         keep_forever(self._keeper, self._wakes, self._lanes, self._hub)
@@ -332,7 +324,7 @@ class Leases(LeaseShell):
 
     def close(self) -> None:
         """Release every lease that is still held, and end the background thread."""
-        for grant in tuple(self._grants):
+        for grant in tuple(self._grants.values()):
             grant.end()
             self.over(grant)
             self._abandon(grant.claim)

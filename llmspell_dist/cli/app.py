@@ -9,6 +9,7 @@ import typer
 import llmspell_dist
 from llmspell_dist.cli import (
     doctor_command,
+    lease_commands,
     list_commands,
     server_commands,
     stat_command,
@@ -62,5 +63,6 @@ def everything(
 state_commands.register(app)
 list_commands.register(app)
 stat_command.register(app)
+lease_commands.register(app)
 doctor_command.register(app)
 server_commands.register(app)

@@ -8,7 +8,7 @@ from typing import Any, Final
 from llmspell_dist.config import NAMESPACE_VARIABLE, URL_VARIABLE
 from llmspell_dist.errors import InvalidArgumentError, SpellError
 
-__all__ = ["described", "wrong"]
+__all__ = ["described", "spoken", "wrong"]
 
 _TYPED: Final = {
     "binary": "--binary",
@@ -19,14 +19,20 @@ _TYPED: Final = {
     "kind": "--kind",
     "limit": "--limit",
     "match": "--match",
+    "name": "--name",
     "prefix": "--prefix",
+    "reason": "--reason",
     "scope": "SCOPE",
     "state_class": "--class",
+    "token": "--token",
     "ttl": "--ttl",
     "value": "VALUE",
+    "waiters": "--waiters",
 }
 _EVERYWHERE: Final = {"url": URL_VARIABLE, "namespace": NAMESPACE_VARIABLE}
 """May also come from the environment."""
+
+_NOTATION: Final = (("d", 86_400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1))
 
 
 def wrong(argument: str, rule: str) -> InvalidArgumentError:
@@ -51,3 +57,17 @@ def described(error: SpellError, words: Sequence[str]) -> tuple[str, dict[str, A
     if name is None:
         return str(error), facts
     return f"{name} {error.rule}, got {error.value}", facts | {"argument": name}
+
+
+def spoken(seconds: float) -> str:
+    """Return a duration for people, in the notation of ``--ttl``: 50ms, 4.2s, 3m12s, 2d3h."""
+    if seconds < 1:
+        return f"{max(0, round(seconds * 1000))}ms"
+    tenths = round(seconds * 10)
+    if tenths < 600:
+        return f"{tenths / 10:g}s"
+    whole = tenths // 10
+    unit, size, below, small_size = next(row for row in _NOTATION if whole >= row[1])
+    large, rest = divmod(whole, size)
+    small = rest // small_size
+    return f"{large}{unit}{small}{below}" if small else f"{large}{unit}"

@@ -51,6 +51,9 @@ _OPTIONAL: Final = (
     _need("WAIT 0 1", "waiting for replicas (state class Critical)", essential=False),
     _need("WAITAOF 0 0 1", "waiting for the disk (state class Critical)", essential=False),
     _need("PUBLISH CHANNEL x", "telling watchers at once", essential=False),
+    _need("SUBSCRIBE CHANNEL", "waiting for a lease", essential=False),
+    _need("UNSUBSCRIBE CHANNEL", "waiting for a lease", essential=False),
+    _need("PUBSUB NUMSUB CHANNEL", "telling waiters that are gone", essential=False),
     _need("CONFIG GET maxmemory", "this diagnosis", essential=False),
     _need("MEMORY USAGE NONE", "`stat`: bytes per log entry", essential=False),
 )
@@ -75,6 +78,8 @@ NEEDS: Final = (
     _need("HDEL KEY none"),
     _need("HEXISTS KEY f"),
     _need("HLEN KEY"),
+    _need("HVALS KEY", "leases"),
+    _need("HINCRBY KEY f 1", "leases"),
     _need("HSTRLEN KEY f"),
     _need("RPUSH KEY v"),
     _need("LLEN NONE"),
@@ -90,6 +95,7 @@ NEEDS: Final = (
     _need("ZCARD NONE"),
     _need("ZCOUNT NONE 0 1"),
     _need("ZRANGE NONE 0 0"),
+    _need("ZRANK NONE m", "leases"),
     _need("ZRANGEBYSCORE NONE 0 1"),
     _need("EXISTS KEY"),
     _need("PEXPIRE KEY no-number"),
@@ -100,6 +106,8 @@ NEEDS: Final = (
     *_OPTIONAL,
 )
 
+UNTRIED: Final = frozenset({"subscribe", "unsubscribe"})
+"""What cannot be tried on a connection that is used for more; ``ACL DRYRUN`` tells."""
 WRITES: Final = frozenset({"hsetnx", "rpush", "sadd"})
 """What leaves a key behind when it is tried out; removing that needs UNLINK."""
 

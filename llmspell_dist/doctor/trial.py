@@ -11,6 +11,7 @@ from typing import Final
 
 from llmspell_dist.doctor.facts import CommitTrial, MissingRight, Rights
 from llmspell_dist.doctor.rights import (
+    UNTRIED,
     WRITES,
     Question,
     distinct,
@@ -56,7 +57,8 @@ async def _try_out(
     """Send each request on the scratch key, and remove that; leave writes out if it cannot be."""
     key = scratch_key(server.keyspace, token)
     can_remove = await server.ask("UNLINK", key) is not None
-    usable = [question for question in asked if can_remove or question.need.name not in WRITES]
+    left_out = UNTRIED if can_remove else UNTRIED | WRITES
+    usable = [question for question in asked if question.need.name not in left_out]
     try:
         # One after the other: the first leaves a hash, so that later ones fail before they write.
         said = [await server.said(*question.request) for question in usable]

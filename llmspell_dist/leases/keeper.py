@@ -30,6 +30,9 @@ logger.addHandler(logging.NullHandler())
 _UNTIDY = 1024
 
 
+BROKEN_BY_FORCE = "it was broken by force"
+
+
 class Grant:
     """A lease that was granted, and until when it counts as held here.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from llmspell_dist.errors import LeaseUnavailableError
 from llmspell_dist.leases.steps import Place
 from llmspell_dist.leases.terms import look_again_s
-from llmspell_dist.leases.waiting import GRANTED, HEAD, RESUMED
+from llmspell_dist.leases.waiting import GRANTED, RESUMED
 
 if TYPE_CHECKING:
     from asyncio import Future
@@ -39,8 +39,9 @@ class Line:
     """The places in line of this client.
 
     The server grants a lease to the first in line when it comes free and publishes that to its
-    client; the client then confirms, and with that has its whole time to live. Nobody can wake the
-    line when a holder dies, so the first in line also looks when the holder's time is over.
+    client. When exactly is not known here, only that it was after this client asked last: if that
+    is long ago, the grant is renewed first. Nobody can wake the line when a holder dies, so the
+    first in line also looks when the holder's time is over.
     """
 
     def __init__(self, steps: LeaseSteps, wakes: Wakes, owner: LineOwner) -> None:
@@ -71,26 +72,34 @@ class Line:
             place = steps.read_acquire(claim, reply, sent_at - started)
             if not isinstance(place, Place):
                 return place, sent_at
-            await self._sleep(claim, waiter, place, started)
+            token = await self._sleep(claim, waiter, place, started)
+            if token and monotonic() < sent_at + claim.terms.ttl_s / 2:
+                return steps.seen(token), sent_at  # granted after we asked last: that is the bound
+            if token:
+                sent_at = monotonic()
+                reply = await self._owner.execute(
+                    steps.renew_call(claim, token, claim.terms.ttl_ms)
+                )
+                if reply[0] == 1:
+                    return steps.seen(token), sent_at
             call = steps.again_call(claim, place, left_s(started, wait_s))
 
-    async def _sleep(self, claim: Claim, waiter: Waiter, place: Place, started: float) -> None:
-        """Return when it is worth asking again."""
+    async def _sleep(self, claim: Claim, waiter: Waiter, place: Place, started: float) -> int:
+        """Return the token of a grant that wants to be confirmed; 0 when it is time to ask."""
         look_at = monotonic() + look_again_s(place.place, place.holder_s)
         while True:
             left = left_s(started, claim.terms.wait_s)
             pause = max(0.0, look_at - monotonic())
             message = await waiter.next(pause if left is None else min(pause, left))
             kind = message[:1]
-            if kind in (GRANTED, RESUMED):
-                return
-            if kind == HEAD:
-                holder_s = int.from_bytes(message[1:5], "big") / 1000
-                look_at = monotonic() + look_again_s(0, holder_s)
-            elif left_s(started, claim.terms.wait_s) == 0:
+            if kind == GRANTED:
+                return int.from_bytes(message[1:9], "big")
+            if kind == RESUMED:
+                return 0
+            if left_s(started, claim.terms.wait_s) == 0:
                 await self._give_up(claim, started)
-            elif monotonic() >= look_at:
-                return
+            if monotonic() >= look_at:
+                return 0
 
     async def _give_up(self, claim: Claim, started: float) -> None:
         """Leave the queue, or give back what was granted at the last moment; always raises."""

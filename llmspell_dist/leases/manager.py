@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 from llmspell_dist.errors import SpellError
 from llmspell_dist.leases.group import LeaseGroup, in_order
 from llmspell_dist.leases.holding import Lease
-from llmspell_dist.leases.keeper import Grant, Keeper
+from llmspell_dist.leases.keeper import BROKEN_BY_FORCE, Grant, Keeper
 from llmspell_dist.leases.line import Line, left_s
 from llmspell_dist.leases.model import LeaseMode
 from llmspell_dist.leases.shell import LeaseShell
@@ -72,9 +72,9 @@ class Leases(LeaseShell):
 
     def _begin(self) -> None:
         self.keeper = Keeper(self.steps, self.execute)
-        self._wakes = Wakes(self.steps, self._hub)
+        self._wakes = Wakes(self.steps, self._hub, self._broken)
         self._line = Line(self.steps, self._wakes, self)
-        self._grants: set[Grant] = set()
+        self._grants: dict[bytes, Grant] = {}
         self._owners: WeakKeyDictionary[asyncio.Task[Any], str] = WeakKeyDictionary()
         self._last_owner = 0
         self._leaving: set[asyncio.Future[Any]] = set()
@@ -109,18 +109,8 @@ class Leases(LeaseShell):
         Raises `LeaseUnavailableError` if it did not come free in time, `LeaseAlreadyHeldError` if
         this owner holds it already, and `DeadlockError` if its holder waits for this owner.
         """
-        terms = make_terms(
-            ttl=ttl,
-            wait=wait,
-            mode=mode,
-            owner=owner,
-            reentrant=reentrant,
-            label=label,
-            on_lost=on_lost,
-            renew=renew,
-        )
-        target = self.steps.target(scope, name)
-        return _Acquiring(lambda: self._take(target, terms))
+        terms = make_terms(ttl, wait, mode, owner, reentrant, label, on_lost, renew)
+        return _Acquiring(self._take, self.steps.target(scope, name), terms)
 
     def acquire_all(
         self,
@@ -141,7 +131,7 @@ class Leases(LeaseShell):
         """
         terms = make_terms(ttl=ttl, wait=wait, mode=mode, owner=owner, label=label, on_lost=on_lost)
         wanted = in_order(self.steps, targets)
-        return _Acquiring(lambda: self._take_all(wanted, terms))
+        return _Acquiring(self._take_all, wanted, terms)
 
     def holding(
         self,
@@ -185,26 +175,31 @@ class Leases(LeaseShell):
         owner = terms.owner if terms.owner is not None else self._owner_of(task)
         claim = self.steps.claim(target, terms, owner)
         sent_at = monotonic()
+        # Who waits and can be woken asks for a place in line at once.
+        may_wait = terms.wait_s != 0
+        token = None
+        if not (may_wait and self._wakes.listens(target.shard)):
+            token = await self._try(claim, may_wait)
+        if token is None:
+            token, sent_at = await self._line.wait(claim, sent_at)
+        return self._granted(claim, token, sent_at, task)
+
+    async def _try(self, claim: Claim, may_wait: bool) -> int | None:
+        """Ask once; the token, or None if another holds it and the caller wants to wait."""
         try:
             reply = await self.execute(self.steps.acquire_call(claim, wait=False))
         except BaseException:
             self.abandon(claim)
             raise
-        if reply[0] == 1 or terms.wait_s == 0 or reply[1] != b"BUSY":
-            token = self.steps.read_acquire(claim, reply, 0.0)
-            assert isinstance(token, int)  # noqa: S101 - who does not wait has no place
-        else:
-            token, sent_at = await self._line.wait(claim, sent_at)
-        return self._granted(claim, token, sent_at, task)
+        return self.steps.read_try(claim, reply, may_wait)
 
     def _granted(
         self, claim: Claim, token: int, sent_at: float, task: asyncio.Task[Any] | None
     ) -> Lease:
         grant = Grant(claim, token, sent_at)
         lease = Lease(self, grant, task)
-        self._grants.add(grant)
-        self._wakes.watch(claim.nonce, lambda: grant.lose("it was broken by force"))
-        self.keep(grant)
+        self._grants[claim.nonce] = grant
+        self.keeper.keep(grant)
         return lease
 
     def keep(self, grant: Grant) -> None:
@@ -244,12 +239,12 @@ class Leases(LeaseShell):
     # --- giving back
 
     async def give_back(self, claim: Claim, token: int | None) -> list[Any]:
-        """Release; goes on by itself if the caller is cancelled."""
-        self._wakes.forget(claim.nonce)
-        future = self.execute(self.steps.release_call(claim, token))
-        self._leaving.add(future)
-        future.add_done_callback(self._left)
-        reply: list[Any] = await asyncio.shield(future)
+        """Release; if the caller is cancelled meanwhile, it happens all the same."""
+        try:
+            reply: list[Any] = await self.execute(self.steps.release_call(claim, token))
+        except asyncio.CancelledError:
+            self.abandon(claim)  # sent twice it is carried out once
+            raise
         return reply
 
     def abandon(self, claim: Claim) -> None:
@@ -276,14 +271,18 @@ class Leases(LeaseShell):
 
     def over(self, grant: Grant) -> None:
         """Take note that a grant is over."""
-        self._grants.discard(grant)
-        self._wakes.forget(grant.claim.nonce)
+        self._grants.pop(grant.claim.nonce, None)
+
+    def _broken(self, nonce: bytes) -> None:
+        grant = self._grants.get(nonce)
+        if grant is not None:
+            grant.lose(BROKEN_BY_FORCE)
 
     # --- the end
 
     def forget(self) -> None:
         """In a forked child: what is held is the parent's, and so is the event loop."""
-        for grant in self._grants:
+        for grant in self._grants.values():
             grant.end()
             grant.lost_because = "it belongs to the process that this one was forked from"
         keep_forever(self.keeper, self._wakes, self._leaving)
@@ -292,7 +291,7 @@ class Leases(LeaseShell):
 
     async def close(self) -> None:
         """Release every lease that is still held, within a second, and stop renewing."""
-        for grant in tuple(self._grants):
+        for grant in tuple(self._grants.values()):
             self.drop(grant)
         leaving = tuple(self._leaving)
         if leaving:
@@ -304,18 +303,19 @@ class Leases(LeaseShell):
 class _Acquiring(Generic[L]):
     """What `acquire` returns: held by ``async with``, or by ``await`` and released by hand."""
 
-    __slots__ = ("_held", "_take")
+    __slots__ = ("_arguments", "_held", "_take")
 
-    def __init__(self, take: Callable[[], Coroutine[Any, Any, L]]) -> None:
-        self._take: Callable[[], Coroutine[Any, Any, L]] = take
+    def __init__(self, take: Callable[..., Coroutine[Any, Any, L]], *arguments: Any) -> None:
+        self._take: Callable[..., Coroutine[Any, Any, L]] = take
+        self._arguments = arguments
         self._held: L | None = None
 
     def __await__(self) -> Generator[Any, None, L]:
-        held: Generator[Any, None, L] = self._take().__await__()
+        held: Generator[Any, None, L] = self._take(*self._arguments).__await__()
         return held
 
     async def __aenter__(self) -> L:
-        self._held = await self._take()
+        self._held = await self._take(*self._arguments)
         return self._held
 
     async def __aexit__(

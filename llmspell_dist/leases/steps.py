@@ -28,7 +28,7 @@ from llmspell_dist.leases.model import (
     WaitEdge,
     WaitGraph,
 )
-from llmspell_dist.leases.terms import DEFAULT_NAME, check_name
+from llmspell_dist.leases.terms import DEFAULT_NAME, check_name, check_reason
 from llmspell_dist.leases.wire import (
     MODES,
     NONCE_BYTES,
@@ -38,12 +38,13 @@ from llmspell_dist.leases.wire import (
     read_past,
     read_waiter,
 )
+from llmspell_dist.records import unpack_meta
 from llmspell_dist.redis.commands import Command, ScriptCall
 from llmspell_dist.redis.commits import Fence, change
 from llmspell_dist.redis.resp import pack
 from llmspell_dist.redis.scripts import load_script
 from llmspell_dist.revision import Revision, from_ms
-from llmspell_dist.scope import Scope
+from llmspell_dist.scope import Scope, decode_part
 
 if TYPE_CHECKING:
     from llmspell_dist.leases.keeper import Grant
@@ -57,7 +58,10 @@ __all__ = ["Claim", "LeaseSteps", "Place", "Target"]
 _TARGETS_CACHED: Final = 4096
 MAX_WAITERS_SHOWN: Final = 1000
 MAX_LISTED: Final = 1000
+_REGISTRY_PAGE: Final = 500
 _TRY_ONCE, _NO_END = 0, -1
+_DEMANDS: Final = 1
+"""Flag of a scope's `$$`: a lease's name stands behind it."""
 
 
 class Target(NamedTuple):
@@ -195,18 +199,30 @@ class LeaseSteps:
                 claim.info,
                 ticket,
             ),
+            prompt=True,
         )
+
+    def seen(self, token: int) -> int:
+        """Take note of a token that this client was granted, and return it."""
+        self.highest = max(self.highest, token)
+        return token
 
     def read_acquire(self, claim: Claim, reply: list[Any], waited_s: float) -> int | Place:
         """Return the token of a granted lease, or the place in its queue; a refusal is raised."""
         verdict = reply[0]
         if verdict == 1:
-            token = int(reply[1])
-            self.highest = max(self.highest, token)
-            return token
+            return self.seen(int(reply[1]))
         if verdict == 0:
             return Place(int(reply[1]), int(reply[2]) / 1000, reply[3])
         raise self._refusal(claim, reply[1], reply[2:], waited_s)
+
+    def read_try(self, claim: Claim, reply: list[Any], may_wait: bool) -> int | None:
+        """Return the token; None if another holds it and that is no reason to give up."""
+        if may_wait and reply[0] == -1 and reply[1] == b"BUSY":
+            return None
+        token = self.read_acquire(claim, reply, 0.0)
+        assert isinstance(token, int)  # noqa: S101 - who does not ask for a place has none
+        return token
 
     def _refusal(
         self, claim: Claim, code: bytes, found: list[bytes], waited_s: float
@@ -229,8 +245,9 @@ class LeaseSteps:
         owners = [raw.decode("utf-8", "replace") for raw in found[::2]]
         leases = [self._lease_name(raw) for raw in found[1::2]]
         # The script names, from the asker on backwards, who holds which lease: the next one waits
-        # for it.
-        return [(owners[(step + 1) % len(owners)], leases[step]) for step in range(len(owners))]
+        # for it. Told the other way round: the asker first, then who holds what that one waits for.
+        steps = reversed(range(len(owners)))
+        return [(owners[(step + 1) % len(owners)], leases[step]) for step in steps]
 
     def _lease_name(self, key: bytes) -> str:
         parsed = self.core.keyspace.parse(key)
@@ -241,15 +258,19 @@ class LeaseSteps:
         keys = claim.target.keys
         return ScriptCall(
             self._renew,
-            (keys[0], keys[2], keys[3]),
+            (keys[0], keys[2]),
             (claim.mode, claim.owner, token.to_bytes(8, "big"), b"%d" % ttl_ms),
+            prompt=True,
         )
 
     def release_call(self, claim: Claim, token: int | None) -> ScriptCall:
         """Give a hold or a place back; `token` None: whether it was granted is not known."""
         packed = b"" if token is None else token.to_bytes(8, "big")
         return ScriptCall(
-            self._release, claim.target.keys, (claim.mode, claim.owner, claim.nonce, packed)
+            self._release,
+            claim.target.keys,
+            (claim.mode, claim.owner, claim.nonce, packed),
+            prompt=True,
         )
 
     def fence(self, target: Target, owner: bytes, token: int) -> Fence:
@@ -311,30 +332,43 @@ class LeaseSteps:
             tuple(read_past(raw) for raw in ended if raw),
         )
 
+    def scope_call(self, scope: str | Scope) -> Command:
+        """Ask what a scope demands of its writers and has seen of their tokens."""
+        return Command(pack(b"HGET", self.core.scope_key(scope).hash, b"$$"), "HGET")
+
+    def read_scope(self, scope: str | Scope, raw: bytes | None) -> tuple[str | None, int]:
+        """Return the lease that every write must carry (None: none), and the highest fence."""
+        meta = unpack_meta(raw, self.core.scope_key(scope).scope.text)
+        if not meta.flags & _DEMANDS:
+            return None, meta.fence
+        return decode_part(meta.policy[1 : 1 + meta.policy[0]].decode(), "name"), meta.fence
+
     def listing(self, shard: str, limit: int, waiters: int) -> Steps[list[LeaseInfo]]:
         """Return the leases of a shard that are held or waited for, first those that end first."""
         if type(limit) is not int or not 1 <= limit <= MAX_LISTED:
             raise InvalidArgumentError("limit", limit, f"must be an int from 1 to {MAX_LISTED:,}")
         registry = self.core.keyspace.leases(shard)
-        seconds, micros = yield Command(pack("TIME"), "TIME")
-        now_ms = int(seconds) * 1000 + int(micros) // 1000
-        waited_for = {line[NONCE_BYTES:] for line in (yield from self._wait_lines(shard))}
-        # Scored by expiry: what ended is behind, but somebody may still wait for it.
-        request = pack(b"ZRANGEBYSCORE", registry, now_ms, "+inf", b"LIMIT", 0, limit)
-        keys = yield Command(request, "ZRANGEBYSCORE")
-        found = []
-        for key in dict.fromkeys([*keys, *sorted(waited_for)]):
-            parsed = self.core.keyspace.parse(key)
-            target = self.target(parsed.scope or "global", parsed.extra or DEFAULT_NAME)
-            info = yield from self._show(target, waiters)
-            if info.held or info.waiting:
-                found.append(info)
-        return found[:limit]
-
-    def _wait_lines(self, shard: str) -> Steps[list[bytes]]:
-        waits = self.core.keyspace.waits(shard)
-        flat = yield Command(pack(b"HVALS", waits), "HVALS", bulk=True)
-        return [line for lines in flat for line in split_waits(lines)]
+        found: dict[bytes, LeaseInfo] = {}
+        cursor = b"0"
+        while True:  # the registry has the leases that ended, too, until they are forgotten
+            request = pack(b"ZSCAN", registry, cursor, b"COUNT", _REGISTRY_PAGE)
+            cursor, flat = yield Command(request, "ZSCAN", bulk=True)
+            keys = flat[::2]
+            looks: list[Command | ScriptCall] = [
+                Command(pack(b"HMGET", key, b"x", b"b"), "HMGET", bulk=True) for key in keys
+            ]
+            answers = (yield looks) if looks else []
+            for key, (held, busy) in zip(keys, answers, strict=True):
+                if held or busy:
+                    parsed = self.core.keyspace.parse(key)
+                    target = self.target(parsed.scope or "global", parsed.extra or DEFAULT_NAME)
+                    info = yield from self._show(target, waiters)
+                    if info.held or info.waiting:
+                        found[key] = info
+            if cursor == b"0" or len(found) >= limit:
+                break
+        ordered = sorted(found.values(), key=lambda info: [one.expires for one in info.holders])
+        return ordered[:limit]
 
     def graph(self, shard: str) -> Steps[WaitGraph]:
         """Who waits for whom in a shard."""
@@ -364,8 +398,7 @@ class LeaseSteps:
         self, scope: str | Scope, name: str, reason: str, token: int | None
     ) -> Steps[tuple[int, Revision | None]]:
         """Take a lease from who holds it; how many lost it, and the revision in the log."""
-        if not isinstance(reason, str) or not 0 < len(reason.encode("utf-8", "replace")) <= 1024:
-            raise InvalidArgumentError("reason", reason, "must say why in 1 to 1,024 bytes")
+        check_reason(reason)
         if token is not None and (type(token) is not int or not 0 < token < 2**53):
             raise InvalidArgumentError("token", token, "must be the int of a holder, or None")
         target = self.target(scope, name)
@@ -388,6 +421,7 @@ class LeaseSteps:
                 target.scope.text,
                 msgpack.packb(said),
                 self.core.meta(),
+                self._nonce(),
             ),
         )
         if not reply[0]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
+from functools import lru_cache
 from inspect import iscoroutinefunction
 from math import isfinite
 from typing import Any, Final, NamedTuple
@@ -20,6 +21,7 @@ DEFAULT_TTL_S: Final = 10.0
 MIN_TTL_MS, MAX_TTL_MS = 50, 86_400_000
 MAX_WAIT_S: Final = 86_400.0 * 365
 MAX_TEXT_BYTES: Final = 128
+MAX_REASON_BYTES: Final = 1024
 MAX_NAME_BYTES: Final = 128
 
 OnLost = str | Callable[[Any], Any]
@@ -84,8 +86,18 @@ def _check_text(argument: str, text: str | None) -> None:
         raise InvalidArgumentError(argument, text, rule)
 
 
+def check_reason(reason: str) -> None:
+    """Refuse what does not say why a lease is broken."""
+    try:
+        fits = isinstance(reason, str) and 0 < len(reason.encode()) <= MAX_REASON_BYTES
+    except UnicodeEncodeError:
+        fits = False
+    if not fits:
+        rule = f"must say why in 1 to {MAX_REASON_BYTES:,} bytes of valid Unicode"
+        raise InvalidArgumentError("reason", reason, rule)
+
+
 def make_terms(
-    *,
     ttl: float | timedelta = DEFAULT_TTL_S,
     wait: float | timedelta | None = None,
     mode: LeaseMode | str = LeaseMode.EXCLUSIVE,
@@ -95,7 +107,25 @@ def make_terms(
     on_lost: OnLost = "cancel",
     renew: bool = True,
 ) -> Terms:
-    """Check what the caller wants; every wrong argument is named."""
+    """Check what the caller wants; every wrong argument is named. Terms used lately are kept."""
+    if on_lost in ("cancel", "event"):
+        try:
+            return _kept_terms(ttl, wait, mode, owner, reentrant, label, on_lost, renew)
+        except TypeError:
+            pass  # what cannot be hashed is wrong, and is named below
+    return _make_terms(ttl, wait, mode, owner, reentrant, label, on_lost, renew)
+
+
+def _make_terms(
+    ttl: float | timedelta,
+    wait: float | timedelta | None,
+    mode: LeaseMode | str,
+    owner: str | None,
+    reentrant: bool,
+    label: str | None,
+    on_lost: OnLost,
+    renew: bool,
+) -> Terms:
     try:
         wanted = LeaseMode(mode)
     except ValueError:
@@ -113,6 +143,9 @@ def make_terms(
         rule = "must be 'cancel', 'event' or a function that is none of a coroutine"
         raise InvalidArgumentError("on_lost", on_lost, rule)
     return Terms(wanted, check_ttl(ttl), _check_wait(wait), owner, reentrant, label, on_lost, renew)
+
+
+_kept_terms = lru_cache(maxsize=256, typed=True)(_make_terms)
 
 
 # --- when ----------------------------------------------------------------------------------------
@@ -139,13 +172,19 @@ def retry_after_s(ttl_s: float) -> float:
 
 HEAD_SLACK_S: Final = 0.002
 _SECONDS_BY_PLACE: Final = (HEAD_SLACK_S, 0.3, 0.6)
+_SECONDS_FURTHER_BACK: Final = 0.8
+"""Under a second: a place is what it was when the waiter asked last. Many may have had their turn
+since, and then been killed at once with the holder."""
+_LEAST_S: Final = 1.05
+"""Also at the shortest times to live nobody but the first three asks as often as once a second."""
 
 
 def look_again_s(place: int, holder_s: float) -> float:
     """When a waiter looks whether the holder's time is over, if nobody wakes it before.
 
-    The first in line does so at once, the next ones a little later in case it is gone, everybody
-    else rarely: together they ask far less than once a second each.
+    The first in line does so at once, the next ones a little later in case it is gone, and
+    everybody else when those are gone too: once in each time to live of a holder that lives.
     """
-    after = _SECONDS_BY_PLACE[place] if place < len(_SECONDS_BY_PLACE) else 2.0
-    return holder_s + after
+    if place < len(_SECONDS_BY_PLACE):
+        return holder_s + _SECONDS_BY_PLACE[place]
+    return max(holder_s + _SECONDS_FURTHER_BACK, _LEAST_S)

@@ -12,10 +12,10 @@ from llmspell_dist.leases.wire import NONCE_BYTES
 if TYPE_CHECKING:
     from llmspell_dist.leases.steps import LeaseSteps
 
-__all__ = ["GRANTED", "HEAD", "RESUMED", "Channel", "Waiter", "Wakes"]
+__all__ = ["GRANTED", "RESUMED", "Channel", "Waiter", "Wakes"]
 
-GRANTED, HEAD, BROKEN, RESUMED = b"g", b"h", b"b", b"r"
-"""The lease is yours; you are first in line; it was taken from you; messages may be missing."""
+GRANTED, BROKEN, RESUMED = b"g", b"b", b"r"
+"""The lease is yours; it was taken from you; messages may be missing."""
 
 
 class Channel(Protocol):
@@ -69,14 +69,22 @@ def _resolve(future: asyncio.Future[None]) -> None:
 
 
 class Wakes:
-    """Hands the messages of this client's channels to those whom they concern."""
+    """Hands the messages of this client's channels to those whom they concern.
 
-    def __init__(self, steps: LeaseSteps, hub: Channel) -> None:
+    `broken` is called with the nonce of a grant that somebody took away by force.
+    """
+
+    def __init__(self, steps: LeaseSteps, hub: Channel, broken: Callable[[bytes], None]) -> None:
         self._steps = steps
         self._hub = hub
+        self._broken = broken
         self._waiters: dict[bytes, Waiter] = {}
-        self._broken: dict[bytes, Callable[[], None]] = {}
         self._subscribing: dict[str, asyncio.Task[None]] = {}
+
+    def listens(self, shard: str) -> bool:
+        """Whether this client can be woken in a shard, without asking for that first."""
+        task = self._subscribing.get(shard)
+        return task is not None and task.done() and not task.cancelled() and not task.exception()
 
     async def listen(self, shard: str) -> None:
         """See to it that this client can be woken in a shard; asked once, it lasts."""
@@ -98,20 +106,10 @@ class Wakes:
         """Stop to listen for one who waited."""
         self._waiters.pop(nonce, None)
 
-    def watch(self, nonce: bytes, broken: Callable[[], None]) -> None:
-        """Call a function if the lease that was granted to a nonce is broken."""
-        self._broken[nonce] = broken
-
-    def forget(self, nonce: bytes) -> None:
-        """Stop to watch a grant."""
-        self._broken.pop(nonce, None)
-
     def _hear(self, message: bytes) -> None:
         nonce, what = message[:NONCE_BYTES], message[NONCE_BYTES:]
         if what[:1] == BROKEN:
-            broken = self._broken.pop(nonce, None)
-            if broken is not None:
-                broken()
+            self._broken(nonce)
             return
         waiter = self._waiters.get(nonce)
         if waiter is not None:

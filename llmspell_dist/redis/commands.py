@@ -56,6 +56,8 @@ class ScriptCall:
     args: tuple[bytes, ...]
     bulk: bool = False
     write: bool = False
+    prompt: bool = False
+    """Small, and its caller waits for nothing else: it leaves at once if the lane is quiet."""
 
     @property
     def name(self) -> str:

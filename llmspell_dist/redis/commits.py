@@ -211,7 +211,10 @@ class Commit:
         self.changes = (change,)
         self.conditions = ()
         self.meta = meta
-        self.size = size = 128 + len(meta) + len(key) + len(payload)
+        size = 128 + len(meta) + len(key) + len(payload)
+        for fence in fences:
+            size += 64 + len(fence.lease)
+        self.size = size
         self.freeing = head[0] in _FREEING
         crc = crc32(payload, crc32(key, crc32(head, crc32(scope.hash))))
         self.fingerprint = _FINGERPRINT.pack(crc, size)

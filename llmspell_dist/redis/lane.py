@@ -117,6 +117,29 @@ class Lane(Sending):
         self._turn.append((call, command.request(), self._now))
         return future
 
+    def execute_now(self, call: ScriptCall) -> Future[Any]:
+        """Send a script call without waiting for the end of the turn, if the lane is quiet.
+
+        One caller alone saves a turn of the event loop; of many at once the first one goes ahead,
+        and the others leave in one write as always.
+        """
+        wire = self._wire
+        if (
+            wire is None
+            or wire.pending
+            or self._turn
+            or self.backlog
+            or self.closing
+            or not wire.writable
+            or get_running_loop() is not self._loop
+        ):
+            return self.execute(call)
+        future = self._create_future()
+        request, now = call.request(), monotonic()
+        wire.pending.append((Call(self, call, future), request, now))
+        wire.write(request, 1, now)
+        return future
+
     def commit(self, commit: SizedCommit) -> Future[Any]:
         """Send a commit, together with others of this turn; the future gives its outcome."""
         return self._join(commit, commit.shard)

@@ -62,6 +62,8 @@ class Lanes:
 
     def execute(self, command: Command | ScriptCall) -> Future[Any]:
         """Send a command or script call; the future gives the raw reply."""
+        if type(command) is ScriptCall and command.prompt:
+            return self.fast.execute_now(command)
         if command.bulk or _size(command) > BULK_BYTES:
             return self.bulk.execute(command)
         return self.fast.execute(command)

@@ -166,13 +166,16 @@ class Core:
         """Return a checked commit over scopes of one shard; several are a `CrossShardError`."""
         if len(scopes) > 1 and len({scope.shard for scope in scopes}) > 1:
             raise CrossShardError(scope.text.decode() for scope in scopes)
-        fences = self.fences
-        for fence in fences:
-            if not fence.lease.startswith(scopes[0].shard):
-                raise CrossShardError([*(scope.text.decode() for scope in scopes), fence.scope])
-        commit = Commit(tuple(scopes), changes, conditions, self.meta(), fences)
+        commit = Commit(tuple(scopes), changes, conditions, self.meta(), self.fences_for(scopes[0]))
         commit.check()
         return commit
+
+    def fences_for(self, scope: ScopeKey) -> tuple[Fence, ...]:
+        """Return the leases to carry; one of another shard than the commit's scopes is refused."""
+        for fence in self.fences:
+            if not fence.lease.startswith(scope.shard):
+                raise CrossShardError((scope.text.decode(), fence.scope))
+        return self.fences
 
     def carry_out(self, commit: Commit, ack: Ack | None = None) -> Steps[Committed]:
         """Send a commit and read its outcome; a refusal is raised."""

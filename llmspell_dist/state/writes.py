@@ -97,9 +97,7 @@ class Writes:
         ):
             return self._store(scope_key, field, encoded, ttl, resolved, schema_version, ack, None)
         one = core.set_change(0, field, encoded, ttl, resolved, schema_version)
-        if core.fences:
-            return core.commit((scope_key,), (one,))
-        return Commit.of_one(scope_key, one, core.meta())
+        return Commit.of_one(scope_key, one, core.meta(), core.fences_for(scope_key))
 
     def set(
         self,

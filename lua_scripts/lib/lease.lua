@@ -6,7 +6,6 @@
 -- holder record: token 8, expires 6, since 6, ttl 4, holds 2, a nonce of 12 per hold, owner length 1, owner, info
 -- waiter record: mode 1 ('x' or 's'), ttl 4, deadline 6 (0: none), since 6, owner length 1, owner, info
 -- The first eight bytes of a nonce are the client that waits or holds; its channel is woken by PUBLISH.
-local CLAIM_MS = 2000 -- a waiter that is granted the lease has so long to say that it is there
 local ENDED = 16 -- so many ended holds are remembered
 
 local function p64(n)
@@ -119,30 +118,28 @@ local function next_token(floor_token)
   return math.max(last + 1, t[1] * 1000000 + t[2], floor_token + 1)
 end
 
+-- token: of a new grant; nil for one that is only written anew, so that the last token never falls back.
 local function put_holder(mode, owner, record, token)
   if mode == 'x' then
-    redis.call('HSET', lease, 'x', record, 't', format('%.0f', token))
+    redis.call('HSET', lease, 'x', record)
   else
     redis.call('HSET', readers, owner, record)
+    redis.call('HSET', lease, 'b', '1')
+  end
+  if token then
     redis.call('HSET', lease, 't', format('%.0f', token))
   end
 end
 
--- Enters the lease under its expiry; of several readers the last one to expire counts.
-local function register(mode, expires)
-  local score = format('%.0f', expires)
-  if mode == 'x' then
-    redis.call('ZADD', registry, score, lease)
-  else
-    redis.call('ZADD', registry, 'GT', score, lease)
-  end
+-- The registry knows every lease that is remembered; the sweeper sees there when it may be forgotten.
+local function register()
+  redis.call('ZADD', registry, 'NX', format('%.0f', now()), lease)
 end
 
--- Who is next in line and when to look again: the head of the queue is told, so that one process watches, not all.
-local function tell_head(message)
-  local head = redis.call('ZRANGE', queue, 0, 0)[1]
-  if head then
-    wake(head, message)
+-- Field `b` sends everybody the long way while somebody waits or reads; called when that may have ended.
+local function note_quiet()
+  if redis.call('EXISTS', queue, readers) == 0 then
+    redis.call('HDEL', lease, 'b')
   end
 end
 
@@ -163,7 +160,6 @@ end
 
 -- Grants the lease to those at the head of the queue that can have it. Who does not hear it is gone and is skipped.
 local function serve(x, count)
-  local moved = false
   while true do
     local head = redis.call('ZRANGE', queue, 0, 0)[1]
     if not head then
@@ -179,7 +175,6 @@ local function serve(x, count)
         break
       end
       dequeue(head, w)
-      moved = true
       if held_already then
         -- Another one of the same owner came first: it asks again and hears whether it may hold it too.
         wake(head, 'g')
@@ -187,10 +182,9 @@ local function serve(x, count)
         local token = next_token(0)
         local heard = wake(head, 'g' .. p64(token))
         if type(heard) == 'number' and heard > 0 then
-          local expires = now() + math.min(ttl, CLAIM_MS)
+          local expires = now() + ttl
           local record = build_holder(token, expires, now(), ttl, head, owner, sub(w, 19 + #owner))
           put_holder(mode, owner, record, token)
-          register(mode, expires)
           if mode == 'x' then
             x = record
           else
@@ -199,9 +193,6 @@ local function serve(x, count)
         end
       end
     end
-  end
-  if moved then
-    tell_head('h' .. p32(math.max(0, math.min(soonest_expiry(x) - now(), 4294967295))))
   end
   return x, count
 end
