@@ -10,6 +10,7 @@ from collections.abc import Generator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from llmspell_dist.agents.manager import Agents
 from llmspell_dist.assembly import Assembly, assemble, complete_options
 from llmspell_dist.config import Options
 from llmspell_dist.errors import SpellError
@@ -46,6 +47,8 @@ class Spell:
         self._hub = Hub(assembly.resolver, options=assembly.lane_options)
         self.leases = Leases(self._driver, self._hub, self._state_of)
         """Exclusive or shared use of a scope for a time, with fencing tokens."""
+        self.agents = Agents(self._driver, self.leases)
+        """Agents: their state, their processes, effects that run once."""
 
     def _state_of(self, core: Core) -> StateManager:
         return StateManager(self._driver.over(core))

@@ -32,6 +32,8 @@
      │   ├ DeadlockError
      │   ├ StaleFencingTokenError
      │   └ LeaseRequiredError
+     ├ AgentNotFoundError, IllegalTransitionError, EffectError and its children
+     │                                      (llmspell_dist.agents.errors)
      ├ NamespaceMismatchError
      ├ ClosedError                          (also RuntimeError)
      ├ WrongEventLoopError                  (also RuntimeError)

@@ -126,9 +126,17 @@ class KeyType(StrEnum):
     RING = "ring"
 
 
-_OF_SHARD: Final = {t.value: t for t in (
-    KeyType.LOG, KeyType.DUE, KeyType.CTL, KeyType.TRASH, KeyType.LEASES, KeyType.WAITS,
-)}
+_OF_SHARD: Final = {
+    t.value: t
+    for t in (
+        KeyType.LOG,
+        KeyType.DUE,
+        KeyType.CTL,
+        KeyType.TRASH,
+        KeyType.LEASES,
+        KeyType.WAITS,
+    )
+}
 _OF_SCOPE: Final = {t.value: t for t in (KeyType.TTL, KeyType.GENERATIONS)}
 _OF_LEASE: Final = {t.value: t for t in (KeyType.LEASE_QUEUE, KeyType.LEASE_READERS)}
 _OF_SCOPE_NAMED: Final = {t.value: t for t in (KeyType.GENERATION, KeyType.LEASE)}
@@ -299,9 +307,7 @@ class KeySpace:
         if len(tail) == 1 and tail[0] in _OF_SCOPE:
             return ParsedKey(self.namespace, shard, _OF_SCOPE[tail[0]], scope)
         if len(tail) == 3 and tail[0] == KeyType.LEASE.value and tail[2] in _OF_LEASE:
-            return ParsedKey(
-                self.namespace, shard, _OF_LEASE[tail[2]], scope, decode_part(tail[1])
-            )
+            return ParsedKey(self.namespace, shard, _OF_LEASE[tail[2]], scope, decode_part(tail[1]))
         if len(tail) == 2 and tail[0] in _OF_SCOPE_NAMED:
             what = _OF_SCOPE_NAMED[tail[0]]
             name = decode_part(tail[1]) if what is KeyType.LEASE else tail[1]

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from llmspell_dist.assembly import Assembly, assemble, complete_options
+from llmspell_dist.blocking._agents import Agent, Agents, Effect
 from llmspell_dist.blocking._log import ChangeLog
 from llmspell_dist.blocking._manager import StateManager, Transaction
 from llmspell_dist.blocking.driver import SyncDriver
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
     from llmspell_dist.redis.connection import ServerInfo
 
 __all__ = [
+    "Agent",
+    "Agents",
     "ChangeLog",
+    "Effect",
     "Lease",
     "LeaseGroup",
     "Leases",
@@ -51,6 +55,8 @@ class Spell:
         """What every commit did, in order."""
         self.leases = Leases(self._driver, assembly)
         """Exclusive or shared use of a scope for a time, with fencing tokens."""
+        self.agents = Agents(self._driver, self.leases)
+        """Agents: their state, their processes, effects that run once."""
 
     def __repr__(self) -> str:
         core = self._assembly.core

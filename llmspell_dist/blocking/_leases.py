@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from llmspell_dist.leases.model import LeaseInfo, WaitGraph
 from llmspell_dist.leases.steps import LeaseSteps, not_held
-from llmspell_dist.leases.terms import DEFAULT_NAME, DEFAULT_TTL_S, make_terms
+from llmspell_dist.leases.terms import DEFAULT_NAME, DEFAULT_TTL_S, check_name, make_terms
 
 if TYPE_CHECKING:
     from llmspell_dist.blocking.driver import SyncDriver
@@ -108,6 +108,7 @@ class LeaseShell:
         nothing of it: they get `LeaseRequiredError`. Keys still expire. Returns whether that is
         new; to change a requirement that there is, `lease` must be the one that it names.
         """
+        check_name(name)  # None would lift it
         core = self._driver.core if lease is None else lease.core
         return self._driver.run(self.steps.require(core, scope, name))
 

@@ -5,6 +5,11 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Final
 
+from llmspell_dist.agents.errors import (
+    AgentNotFoundError,
+    EffectError,
+    IllegalTransitionError,
+)
 from llmspell_dist.errors import (
     CipherNotConfiguredError,
     ClassChangedError,
@@ -65,6 +70,9 @@ _BY_ERROR: Final[tuple[tuple[type[SpellError], Exit], ...]] = (
     (ConflictError, Exit.CONFLICT),
     (OperationReusedError, Exit.CONFLICT),
     (ClassChangedError, Exit.CONFLICT),
+    (AgentNotFoundError, Exit.NO),
+    (IllegalTransitionError, Exit.CONFLICT),
+    (EffectError, Exit.CONFLICT),
     (LeaseNotHeldError, Exit.NO),
     (LeaseError, Exit.CONFLICT),
     (StagedElementsLostError, Exit.UNAVAILABLE),

@@ -14,7 +14,10 @@ import llmspell_dist
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = sorted((ROOT / "examples" / "state_persistence").glob("*.py"))
+FOLDERS = ("state_persistence", "leases", "agents")
+EXAMPLES = sorted(
+    example for folder in FOLDERS for example in (ROOT / "examples" / folder).glob("*.py")
+)
 
 
 def _run(example: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,210 @@
+"""Finding agents: summaries of all that match, page by page, without loading any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from llmspell_dist.agents.errors import AgentNotFoundError
+from llmspell_dist.agents.execution import ExecutionState, ExecutionStatus
+from llmspell_dist.agents.layout import (
+    CONVERSATION,
+    EXECUTION,
+    MODIFIED,
+    PROFILE,
+    SUMMARY_KEYS,
+    checked_profile,
+    execution_from,
+    metadata_from,
+    modified_from,
+)
+from llmspell_dist.agents.model import AgentMetadata, aware
+from llmspell_dist.agents.steps import agent_scope
+from llmspell_dist.errors import CorruptRecordError, InvalidArgumentError, SpellError
+from llmspell_dist.records import Kind, unpack_head, unpack_record
+from llmspell_dist.redis.commands import ScriptCall
+from llmspell_dist.revision import Revision
+from llmspell_dist.scope import Scope, ScopeKind, encode_part
+from llmspell_dist.state.core import field_of
+from llmspell_dist.state.model import Page
+from llmspell_dist.state.scopes import Scopes
+
+if TYPE_CHECKING:
+    from llmspell_dist.state.core import Core
+    from llmspell_dist.state.reads import Reads
+    from llmspell_dist.state.steps import Steps
+
+__all__ = ["AgentFilter", "AgentSummary", "Listing"]
+
+PAGE_AGENTS: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSummary:
+    """What is known about an agent without its conversation, variables and statistics."""
+
+    agent_id: str
+    agent_type: str
+    metadata: AgentMetadata
+    execution: ExecutionState
+    creation_time: datetime
+    last_modified: datetime
+    messages: int
+    schema_version: int
+    revision: Revision
+    """The last commit that changed the agent."""
+
+    @property
+    def status(self) -> ExecutionStatus:
+        """What the agent is doing."""
+        return self.execution.status
+
+
+@dataclass(frozen=True, slots=True)
+class AgentFilter:
+    """Which agents are wanted; what is None or empty lets every one through."""
+
+    agent_type: str | None = None
+    status: frozenset[ExecutionStatus] = frozenset()
+    tags: frozenset[str] = frozenset()
+    """All of them."""
+    capability: str | None = None
+    prefix: str | None = None
+    """How the id begins."""
+    updated_since: datetime | None = None
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        agent_type: str | None,
+        status: ExecutionStatus | str | Iterable[ExecutionStatus | str] | None,
+        tags: str | Iterable[str],
+        capability: str | None,
+        prefix: str | None,
+        updated_since: datetime | None,
+    ) -> AgentFilter:
+        """Return the filter that a caller describes."""
+        for name, text in (
+            ("agent_type", agent_type),
+            ("capability", capability),
+            ("prefix", prefix),
+        ):
+            if text is not None and type(text) is not str:
+                raise InvalidArgumentError(name, text, "must be a str")
+        wanted = (status,) if isinstance(status, str) or status is None else tuple(status)
+        words = (tags,) if isinstance(tags, str) else tuple(tags)
+        if any(type(word) is not str for word in words):
+            raise InvalidArgumentError("tags", tags, "must be str, or several of them")
+        return cls(
+            agent_type,
+            frozenset(ExecutionStatus.coerce(one) for one in wanted if one is not None),
+            frozenset(words),
+            capability,
+            prefix or None,
+            aware("updated_since", updated_since),
+        )
+
+    def matches(self, summary: AgentSummary) -> bool:
+        """Return whether an agent is wanted."""
+        return (
+            (self.agent_type is None or summary.agent_type == self.agent_type)
+            and (not self.status or summary.status in self.status)
+            and self.tags <= set(summary.metadata.tags)
+            and (self.capability is None or self.capability in summary.metadata.capabilities)
+            and (self.prefix is None or summary.agent_id.startswith(self.prefix))
+            and (self.updated_since is None or summary.last_modified >= self.updated_since)
+        )
+
+
+class Listing:
+    """Finds agents, as steps."""
+
+    def __init__(self, core: Core, reads: Reads) -> None:
+        self.core = core
+        self.reads = reads
+        self.scopes = Scopes(core, reads)
+
+    def summary(self, agent_id: str) -> Steps[AgentSummary]:
+        """Return what is known about one agent; reads the small parts only."""
+        scope = agent_scope(agent_id)
+        answer = yield self._call(scope)
+        found = yield from self._summary(scope, answer)
+        if found is None:
+            raise AgentNotFoundError(agent_id)
+        return found
+
+    def page(
+        self, wanted: AgentFilter, cursor: str | None, limit: int
+    ) -> Steps[Page[AgentSummary]]:
+        """Return some of the agents that match, in no order."""
+        shard, place = self._position(cursor)
+        prefix = "agent:" + ("" if wanted.prefix is None else encode_part(wanted.prefix, "prefix"))
+        scopes = yield from self.scopes.scopes_page(shard, place, limit, ScopeKind.AGENT, prefix)
+        answers = yield [self._call(scope) for scope in scopes.items]
+        found = []
+        for scope, answer in zip(scopes.items, answers, strict=True):
+            summary = yield from self._summary(scope, answer)
+            if summary is not None and wanted.matches(summary):
+                found.append(summary)
+        following = None
+        if scopes.cursor is not None:
+            following = f"{shard}.{scopes.cursor}"
+        elif int(shard) + 1 < self.core.keyspace.shards:
+            following = f"{int(shard) + 1}.0"
+        return Page(found, following)
+
+    def _position(self, cursor: str | None) -> tuple[str, str | None]:
+        if cursor is None:
+            return "0", None
+        shard, _, place = cursor.partition(".") if type(cursor) is str else ("", "", "")
+        if shard not in self.core.shards() or not place:
+            raise InvalidArgumentError("cursor", cursor, "must be one that a page returned")
+        return shard, place
+
+    def _call(self, scope: Scope) -> ScriptCall:
+        scope_key = self.core.scope_key(scope)
+        fields = [field_of(scope_key, key) for key in SUMMARY_KEYS]
+        return self.core.read_call(scope_key, fields, most_bytes=-1, bulk=True)
+
+    def _summary(self, scope: Scope, answer: list[Any]) -> Steps[AgentSummary | None]:
+        text = scope.text
+        values: dict[str, Any] = {}
+        revisions: dict[str, Revision] = {}
+        messages = 0
+        for key, raw in zip(SUMMARY_KEYS, answer[2::2], strict=True):
+            if raw is None:
+                continue
+            stored = unpack_record(raw, text, key)
+            revisions[key] = stored.revision
+            if key == CONVERSATION and stored.kind == Kind.LIST:
+                messages = unpack_head(stored.payload, text, key).count
+                continue
+            if stored.kind <= Kind.NUMBER:
+                values[key] = self.core.values.decode(
+                    stored.kind, stored.flags, stored.payload, text, key
+                )
+            else:
+                found = yield from self.reads.find(scope, key)
+                if found is not None:
+                    values[key] = found.value
+        if PROFILE not in values:
+            return None
+        profile = checked_profile(text, values[PROFILE])
+        try:
+            return AgentSummary(
+                scope.id,
+                profile["type"],
+                metadata_from(profile),
+                execution_from(values.get(EXECUTION)),
+                profile["created"],
+                modified_from(profile, values),
+                messages or len(values.get(CONVERSATION, ())),
+                profile["schema_version"],
+                revisions.get(MODIFIED, revisions[PROFILE]),
+            )
+        except (KeyError, TypeError, AttributeError, InvalidArgumentError) as error:
+            said = str(error) if isinstance(error, SpellError) else type(error).__name__
+            raise CorruptRecordError(text, PROFILE, f"it is no agent ({said})") from None

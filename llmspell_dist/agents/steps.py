@@ -1,0 +1,225 @@
+"""Agents as a whole, as steps: save, load, metadata, pause and resume, delete, fork."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from llmspell_dist.agents.errors import AgentExistsError, AgentNotFoundError
+from llmspell_dist.agents.layout import (
+    CONVERSATION,
+    EXECUTION,
+    FIXED_KEYS,
+    MAPS,
+    MODIFIED,
+    PROFILE,
+    TOOLS,
+    Parts,
+    assembled,
+    execution_as_stored,
+    execution_from,
+    tool_keys,
+)
+from llmspell_dist.agents.model import AgentState, Clock
+from llmspell_dist.agents.reading import AgentReads, Loaded, check_count
+from llmspell_dist.agents.saving import Saving
+from llmspell_dist.agents.snapshot import Snapshot
+from llmspell_dist.changes import Op
+from llmspell_dist.errors import ConflictError, InvalidArgumentError
+from llmspell_dist.redis.commits import ConditionMode, change, condition
+from llmspell_dist.redis.retry import Backoff
+from llmspell_dist.revision import Revision
+from llmspell_dist.scope import Scope
+from llmspell_dist.state.core import field_of
+from llmspell_dist.state.history import History, moment_of
+from llmspell_dist.state.partial import Partial
+from llmspell_dist.state.reads import Reads
+from llmspell_dist.state.steps import Pause
+from llmspell_dist.state.transactions import TransactionSteps
+from llmspell_dist.state.writes import Writes
+from llmspell_dist.ttl import KEEP
+
+if TYPE_CHECKING:
+    from llmspell_dist.agents.execution import ExecutionState
+    from llmspell_dist.state.core import Core
+    from llmspell_dist.state.steps import Steps
+
+__all__ = ["AgentSteps", "agent_scope"]
+
+_ATTEMPTS: Final = 16
+_ABSENT: Final = object()
+
+
+def agent_scope(agent_id: str) -> Scope:
+    """Return the scope that an agent lies in."""
+    if type(agent_id) is not str or not agent_id:
+        raise InvalidArgumentError("agent_id", agent_id, "must be a str that is not empty")
+    return Scope.agent(agent_id)
+
+
+class AgentSteps:
+    """The operations on agents; built over a fenced core, everything they write is fenced."""
+
+    def __init__(self, core: Core, now: Clock) -> None:
+        self.core = core
+        self.now = now
+        self.reads = Reads(core)
+        self.writes = Writes(core, self.reads)
+        self.partial = Partial(core, self.reads)
+        self.agents = AgentReads(core, self.reads)
+
+    def transaction(self) -> TransactionSteps:
+        """Return a transaction that has done nothing yet."""
+        return TransactionSteps(self.core, self.reads, self.writes, self.partial)
+
+    # --- load
+
+    def load(self, agent_id: str, tail: int | None) -> Steps[AgentState]:
+        """Return an agent's state, with all messages or the last `tail`."""
+        scope = agent_scope(agent_id)
+        if tail is not None:
+            check_count("tail", tail)
+        loaded = yield from self.agents.everything(scope, tail)
+        if loaded is None:
+            raise AgentNotFoundError(agent_id)
+        return self._state(agent_id, loaded)
+
+    def _state(self, agent_id: str, loaded: Loaded) -> AgentState:
+        snapshot, parts, raws = loaded
+        state = assembled(agent_id, snapshot.scope, parts)
+        raws = raws or []
+        missing = snapshot.conversation.count - len(raws)
+        state.conversation = self.agents.conversation(raws, snapshot.scope, missing)
+        state.stored = snapshot
+        return state
+
+    # --- save
+
+    def save(self, state: AgentState, force: bool) -> Steps[Revision]:
+        """Save a state in one commit; refuse to overwrite what it does not know, unless forced."""
+        if type(state) is not AgentState:
+            raise InvalidArgumentError("state", state, "must be an AgentState")
+        state.check()
+        scope = agent_scope(state.agent_id)
+        if not force:
+            return (yield from self._save_known(scope, state))
+        backoff = Backoff(first_s=0.002, max_s=0.25)
+        while True:
+            there = (yield from self.agents.parts(scope)).snapshot
+            try:
+                return (yield from self._saving(scope, state, there).carry_out())
+            except ConflictError:
+                if backoff.failures + 1 >= _ATTEMPTS:
+                    raise
+                yield Pause(backoff.next_s())
+
+    def _save_known(self, scope: Scope, state: AgentState) -> Steps[Revision]:
+        namespace = self.core.keyspace.namespace
+        there = state.stored
+        if there is None or not there.is_of(namespace, scope.text):
+            there = Snapshot(namespace, scope.text)
+            try:
+                return (yield from self._saving(scope, state, there).carry_out())
+            except ConflictError as conflict:
+                if any(each.key == PROFILE for each in conflict.keys):
+                    raise AgentExistsError(state.agent_id, conflict.keys, conflict.actual) from None
+                raise
+        if not there.exact:
+            there = yield from self._verified(scope, there)
+        return (yield from self._saving(scope, state, there).carry_out())
+
+    def _verified(self, scope: Scope, known: Snapshot) -> Steps[Snapshot]:
+        """Return what lies there, if that is what updates without conditions should have left."""
+        there = (yield from self.agents.parts(scope)).snapshot
+        changed = [
+            (scope.text, key, known.revisions.get(key), there.revisions.get(key))
+            for key in known.differences(there)
+        ]
+        if changed:
+            raise ConflictError(changed[0][2], changed[0][3], changed)
+        return there
+
+    def _saving(self, scope: Scope, state: AgentState, there: Snapshot) -> Saving:
+        return Saving(self.core, self.writes, self.partial, scope=scope, state=state, there=there)
+
+    # --- execution
+
+    def transition(
+        self, agent_id: str, change_to: Callable[[ExecutionState], ExecutionState]
+    ) -> Steps[tuple[ExecutionState, datetime]]:
+        """Let the execution change, judged by what is stored; the new one, and when."""
+        scope = agent_scope(agent_id)
+        backoff = Backoff(first_s=0.002, max_s=0.25)
+        while True:
+            transaction = self.transaction()
+            found = yield from transaction.get_many(scope, (PROFILE, EXECUTION))
+            if PROFILE not in found:
+                raise AgentNotFoundError(agent_id)
+            execution = change_to(execution_from(found.get(EXECUTION)))
+            at = self.now()
+            transaction.set(scope, EXECUTION, execution_as_stored(execution), KEEP, None, 1)
+            transaction.set(scope, MODIFIED, at, KEEP, None, 1)
+            try:
+                yield from transaction.commit()
+            except ConflictError:
+                if backoff.failures + 1 >= _ATTEMPTS:
+                    raise
+                yield Pause(backoff.next_s())
+            else:
+                return execution, at
+
+    # --- delete
+
+    def delete(self, agent_id: str) -> Steps[bool]:
+        """Remove everything in the agent's scope in one commit; whether there was an agent."""
+        scope = self.core.scope_key(agent_scope(agent_id))
+        # Without an agent nothing is removed: the scope may hold somebody's plain state.
+        there = condition(ConditionMode.PRESENT, field_of(scope, PROFILE))
+        commit = self.core.commit((scope,), (change(Op.CLEAR, b"", b""),), (there,))
+        try:
+            yield from self.core.carry_out(commit)
+        except ConflictError:
+            return False
+        return True
+
+    # --- fork
+
+    def fork(self, agent_id: str, into: str, at: Revision | datetime | None) -> Steps[AgentState]:
+        """Save the state that an agent has, or had at a moment, as a new agent."""
+        scope = agent_scope(agent_id)
+        if agent_scope(into) == scope:
+            raise InvalidArgumentError("into", into, "must be another agent")
+        if at is None:
+            state = yield from self.load(agent_id, None)
+        else:
+            state = yield from self._state_at(agent_id, scope, at)
+        state.agent_id = into
+        state.stored = None
+        yield from self.save(state, force=False)
+        return state
+
+    def _state_at(self, agent_id: str, scope: Scope, at: Revision | datetime) -> Steps[AgentState]:
+        moment = moment_of(at)
+        history = History(self.core, self.reads)
+        now = (yield from self.agents.parts(scope)).snapshot.scope_revision
+        if now is not None and now < moment:
+            moment = now  # a later one would let in what is committed while we read
+        values: dict[str, Any] = {}
+        for key in FIXED_KEYS:
+            value = yield from history.get_at(scope, key, moment, _ABSENT)
+            if value is not _ABSENT:
+                values[key] = value
+            elif key == PROFILE:
+                raise AgentNotFoundError(agent_id, at)
+        maps = {key: values.pop(key, {}) for key in MAPS}
+        for tool in maps[TOOLS]:
+            for key in tool_keys(tool):
+                value = yield from history.get_at(scope, key, moment, _ABSENT)
+                if value is not _ABSENT:
+                    values[key] = value
+        encode = self.core.values.codec.encode
+        raws = [encode(message) for message in values.pop(CONVERSATION, [])]
+        state = assembled(agent_id, scope.text, Parts(values, maps))
+        state.conversation = self.agents.conversation(raws, scope.text)
+        return state

@@ -1,0 +1,143 @@
+"""Changes of an agent by pieces: only what is new travels, all of it in one commit.
+
+Nearly always the commit is built without reading anything, under the one condition that the agent
+is there. Where a record turns out to lie in another form (another class, a list that somebody set
+as a whole, encrypted numbers), a transaction that reads it does the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from llmspell_dist.agents.errors import AgentNotFoundError
+from llmspell_dist.agents.layout import PROFILE
+from llmspell_dist.changes import Op
+from llmspell_dist.classes import BEHAVIOURS
+from llmspell_dist.errors import ClassChangedError, ConflictError, WrongKindError
+from llmspell_dist.redis.commits import Change, ConditionMode, condition
+from llmspell_dist.redis.retry import Backoff
+from llmspell_dist.revision import Revision
+from llmspell_dist.state.core import field_of
+from llmspell_dist.state.large import INLINE_LIMIT
+from llmspell_dist.state.steps import Pause
+from llmspell_dist.state.transactions import TransactionSteps
+from llmspell_dist.ttl import KEEP
+
+if TYPE_CHECKING:
+    from llmspell_dist.classes import StateClass
+    from llmspell_dist.redis.commits import ScopeKey
+    from llmspell_dist.scope import Scope
+    from llmspell_dist.state.core import Core
+    from llmspell_dist.state.partial import Partial
+    from llmspell_dist.state.reads import Reads
+    from llmspell_dist.state.steps import Steps
+    from llmspell_dist.state.writes import Writes
+
+__all__ = ["Update", "Updates"]
+
+_ATTEMPTS: Final = 16
+
+
+@dataclass(slots=True)
+class Update:
+    """What is to happen to one key."""
+
+    op: Op
+    key: str
+    value: Any
+    """set: the value; increment: the addend; append: the elements; merge: the fields."""
+    removed: tuple[str, ...] = ()
+
+
+class Updates:
+    """Carries updates of an agent out, as steps."""
+
+    def __init__(self, core: Core, reads: Reads, writes: Writes, partial: Partial) -> None:
+        self.core = core
+        self.reads = reads
+        self.writes = writes
+        self.partial = partial
+
+    def apply(self, agent_id: str, scope: Scope, updates: Sequence[Update]) -> Steps[Revision]:
+        """Do all of it in one commit; `AgentNotFoundError` without an agent."""
+        scope_key = self.core.scope_key(scope)
+        there = condition(ConditionMode.PRESENT, field_of(scope_key, PROFILE))
+        changes = self._changes(scope_key, updates)
+        if changes is not None:
+            commit = self.core.commit((scope_key,), changes, (there,))
+            try:
+                done = yield from self.core.carry_out(commit)
+            except ConflictError:
+                raise AgentNotFoundError(agent_id) from None
+            except (ClassChangedError, WrongKindError):
+                pass  # it lies in another form
+            else:
+                assert done.revision is not None  # noqa: S101 - something is always set
+                return done.revision
+        return (yield from self._by_reading(agent_id, scope, updates))
+
+    def _changes(self, scope: ScopeKey, updates: Sequence[Update]) -> list[Change] | None:
+        """Return the changes; None where they cannot be made without looking at the records."""
+        core, partial, changes = self.core, self.partial, []
+        for update in updates:
+            key, value = update.key, update.value
+            state_class = core.rules.resolve(scope.scope, key)
+            behaviour = BEHAVIOURS[state_class]
+            if behaviour.durable_ack or (behaviour.encrypt and update.op == Op.INCREMENT):
+                return None
+            field = field_of(scope, key)
+            if update.op == Op.APPEND:
+                elements = partial.elements(scope, key, value, state_class)
+                changes.append(partial.append_change(field, elements, state_class, KEEP))
+            elif update.op == Op.MERGE:
+                changes.append(self._merge(scope, update, field, state_class))
+            elif update.op == Op.INCREMENT:
+                changes.append(self.writes.increment_change(field, value, KEEP, state_class))
+            else:
+                encoded = core.values.encode(value, state_class, scope.scope.text, key)
+                if len(encoded.payload) > INLINE_LIMIT:
+                    return None
+                changes.append(core.set_change(0, field, encoded, KEEP, state_class, 1))
+        return changes
+
+    def _merge(
+        self, scope: ScopeKey, update: Update, field: bytes, state_class: StateClass
+    ) -> Change:
+        fields = self.partial.fields(scope, update.key, update.value, state_class)
+        gone = self.partial.removals(update.removed)
+        return self.partial.merge_change(field, fields, gone, state_class, KEEP)
+
+    def _by_reading(
+        self, agent_id: str, scope: Scope, updates: Sequence[Update]
+    ) -> Steps[Revision]:
+        backoff = Backoff(first_s=0.002, max_s=0.25)
+        while True:
+            transaction = TransactionSteps(self.core, self.reads, self.writes, self.partial)
+            found = yield from transaction.get_many(scope, (PROFILE,))
+            if not found:
+                raise AgentNotFoundError(agent_id)
+            for update in updates:
+                _enter(transaction, scope, update)
+            try:
+                revision = yield from transaction.commit()
+            except ConflictError:
+                if backoff.failures + 1 >= _ATTEMPTS:
+                    raise
+                yield Pause(backoff.next_s())
+            else:
+                assert revision is not None  # noqa: S101 - something is always set
+                return revision
+
+
+def _enter(transaction: TransactionSteps, scope: Scope, update: Update) -> None:
+    key, value = update.key, update.value
+    if update.op == Op.APPEND:
+        transaction.append(scope, key, tuple(value), KEEP)
+    elif update.op == Op.MERGE:
+        transaction.merge(scope, key, value, update.removed, KEEP)
+    elif update.op == Op.INCREMENT:
+        transaction.increment(scope, key, value, KEEP)
+    else:
+        transaction.set(scope, key, value, KEEP, None, 1)

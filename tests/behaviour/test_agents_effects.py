@@ -1,0 +1,623 @@
+"""Effects that run once: whoever asks, whoever died, the mail is sent once or somebody is asked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from fix_state import Raw, Store, until
+
+from llmspell_dist import (
+    CodecError,
+    ConflictError,
+    CorruptRecordError,
+    InvalidArgumentError,
+    InvalidTTLError,
+    UnsupportedFormatError,
+    connect,
+    context,
+)
+from llmspell_dist.agents.effects import EffectRecord, EffectStatus
+from llmspell_dist.agents.errors import (
+    AgentNotFoundError,
+    EffectCommittedError,
+    EffectFailedError,
+    EffectInProgressError,
+    EffectTakenOverError,
+    EffectUnknownError,
+)
+from llmspell_dist.agents.manager import Agent, Agents
+from llmspell_dist.agents.model import AgentState
+from llmspell_dist.client import Spell
+from llmspell_dist.state.manager import StateManager
+
+pytestmark = [pytest.mark.integration, pytest.mark.agent]
+
+T0 = datetime(2024, 11, 23, 15, 0, tzinfo=UTC)
+S = "agent:alice"
+KEY = "agent.effect.mail"
+
+
+class Mail:
+    """Sends, and counts how often."""
+
+    def __init__(self) -> None:
+        self.sent = 0
+
+    async def send(self, *to: str) -> dict[str, Any]:
+        self.sent += 1
+        return {"to": list(to), "id": self.sent}
+
+
+class BounceError(Exception):
+    """The mail server refused the mail."""
+
+
+@pytest.fixture
+async def agents(spell: Spell) -> Agents:
+    """Agents, of which one is there."""
+    agents = Agents(spell._driver, now=lambda: T0)
+    await agents.save(AgentState.new("alice", "t", now=lambda: T0))
+    return agents
+
+
+@pytest.fixture
+def agent(agents: Agents) -> Agent:
+    """A worker's handle of the agent."""
+    return agents.agent("alice", label="w1")
+
+
+@pytest.fixture
+def other(agents: Agents) -> Agent:
+    """Another worker's handle of the agent."""
+    return agents.agent("alice", label="w2")
+
+
+@pytest.fixture
+def mail() -> Mail:
+    """What must happen once."""
+    return Mail()
+
+
+async def status(agent: Agent) -> EffectRecord:
+    """Return the record of the only effect."""
+    (record,) = await agent.effects()
+    return record
+
+
+async def left_behind(agent: Agent, **options: Any) -> None:
+    """A claim of a process that died before it said how it ended."""
+    await agent.effect("mail", **options).__aenter__()
+
+
+async def past_deadline(agent: Agent, raw: Raw) -> None:
+    """Wait until the limit of the only effect is over by the server's clock."""
+    deadline = (await status(agent)).deadline
+    await until(lambda: raw.now_ms() > deadline.timestamp() * 1000)
+
+
+# --- once
+
+
+async def test_an_effect_is_carried_out_once(agent: Agent, other: Agent, mail: Mail) -> None:
+    """Whoever asks again gets the stored result, and nothing is sent."""
+    first = await agent.effect("mail").run(mail.send, "bob")
+    again = [await each.effect("mail").run(mail.send, "bob") for each in (agent, other)]
+    assert first == {"to": ["bob"], "id": 1}
+    assert again == [first, first]
+    assert mail.sent == 1
+
+
+async def test_effects_of_other_keys_and_agents_are_others(
+    agents: Agents, agent: Agent, mail: Mail
+) -> None:
+    """Keys of any text, each for itself."""
+    await agents.save(AgentState.new("bob", "t"))
+    for key in ("mail", "mail:42", "mail/42", "mail%2F42", "*", "é", " "):
+        await agent.effect(key).run(mail.send)
+        await agents.agent("bob").effect(key).run(mail.send)
+    assert mail.sent == 14
+    assert {record.key for record in await agent.effects()} == {
+        *("mail", "mail:42", "mail/42", "mail%2F42", "*", "é", " "),
+    }
+
+
+async def test_a_plain_function_is_called_too(agent: Agent) -> None:
+    """It need not be a coroutine; None is a result."""
+    calls: list[int] = []
+    assert await agent.effect("mail").run(calls.append, 1) is None
+    assert await agent.effect("mail").run(calls.append, 1) is None
+    assert calls == [1]
+
+
+async def test_of_many_at_once_one_carries_it_out(agents: Agents, mail: Mail) -> None:
+    """The others hear that it is in progress, or get the result."""
+    going = asyncio.Event()
+
+    async def slow() -> int:
+        await going.wait()
+        await mail.send()
+        return 7
+
+    calls = [
+        asyncio.create_task(agents.agent("alice", label=f"w{n}").effect("mail").run(slow))
+        for n in range(20)
+    ]
+    await until(lambda: sum(call.done() for call in calls) == 19)
+    going.set()
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    assert outcomes.count(7) == 1
+    assert sum(isinstance(o, EffectInProgressError) for o in outcomes) == 19
+    assert mail.sent == 1
+    assert await agents.agent("alice").effect("mail").run(slow) == 7
+
+
+async def test_as_a_block_the_outcome_is_said(agent: Agent, other: Agent, mail: Mail) -> None:
+    """Inside it is not done yet; after it, everybody has the result."""
+    async with agent.effect("mail") as effect:
+        assert not effect.done
+        with pytest.raises(InvalidArgumentError):
+            _ = effect.result
+        effect.commit(await mail.send("bob"))
+    assert (effect.done, effect.result) == (True, {"to": ["bob"], "id": 1})
+    async with other.effect("mail") as again:
+        assert (again.done, again.result) == (True, effect.result)
+        with pytest.raises(InvalidArgumentError):
+            again.commit("other")
+    assert await other.effect("mail").run(mail.send) == effect.result
+    assert mail.sent == 1
+
+
+async def test_a_large_result_is_stored(agent: Agent, other: Agent) -> None:
+    """Beyond what one request carries, and in the list of effects too."""
+    result = {"text": "x" * 700_000, "when": T0}
+    assert await agent.effect("mail").run(lambda: result) == result
+    assert await other.effect("mail").run(print) == result
+    assert (await status(agent)).result == result
+
+
+async def test_a_result_is_kept_as_long_as_wanted(agent: Agent, store: Store) -> None:
+    """With a time to keep the record expires; the claim before it never does."""
+    async with agent.effect("mail", keep=timedelta(days=1)) as effect:
+        assert store.record(S, KEY).expires_ms == 0
+        effect.commit()
+    record = store.record(S, KEY)
+    kept_ms = record.expires_ms - record.revision.ms
+    assert abs(kept_ms - 86_400_000) < 1000  # fakeredis reads its clock twice
+    await agent.effect("other").run(print)
+    assert store.record(S, "agent.effect.other").expires_ms == 0
+
+
+# --- what is not done
+
+
+async def test_a_raised_exception_leaves_the_outcome_unknown(
+    agent: Agent, other: Agent, mail: Mail
+) -> None:
+    """The caller sees its own exception; whoever comes next is told, and nothing is repeated."""
+
+    async def breaks() -> None:
+        await mail.send()
+        raise ConnectionError("the reply was lost, https://u:secret@host")
+
+    with pytest.raises(ConnectionError):
+        await agent.effect("mail").run(breaks)
+    for each in (agent, other):
+        with pytest.raises(EffectUnknownError) as caught:
+            await each.effect("mail").run(mail.send)
+        assert (caught.value.claimed_by, caught.value.status) == ("w1", "unknown")
+        assert "ConnectionError: the reply was lost" in str(caught.value)
+        assert "secret" not in str(caught.value)
+    assert mail.sent == 1
+
+
+async def test_an_exception_that_says_not_done_is_a_failure(agent: Agent, mail: Mail) -> None:
+    """Then it may be retried, if the caller says so."""
+
+    def bounce() -> None:
+        raise BounceError("no such user")
+
+    with pytest.raises(BounceError):
+        await agent.effect("mail", failed_on=BounceError).run(bounce)
+    with pytest.raises(EffectFailedError, match="no such user"):
+        await agent.effect("mail").run(mail.send)
+    assert mail.sent == 0
+    assert (await agent.effect("mail", retry_failed=True).run(mail.send))["id"] == 1
+    record = await status(agent)
+    assert (record.status, record.attempts, record.reason) == ("committed", 2, None)
+
+
+async def test_a_block_can_say_that_it_failed(agent: Agent) -> None:
+    """With a text or an exception."""
+    for reason, text in (("no", "no"), (BounceError("gone"), "BounceError: gone")):
+        async with agent.effect("mail", retry_failed=True) as effect:
+            effect.fail(reason)
+        assert not effect.done
+        record = await status(agent)
+        assert (record.status, record.reason) == (EffectStatus.FAILED, text)
+    async with agent.effect("other") as effect:
+        with pytest.raises(InvalidArgumentError):
+            effect.fail(5)  # type: ignore[arg-type]
+        effect.commit()
+
+
+async def test_a_block_that_says_nothing_leaves_the_outcome_unknown(agent: Agent) -> None:
+    """Forgetting to say is no success."""
+    async with agent.effect("mail"):
+        pass
+    record = await status(agent)
+    assert record.status is EffectStatus.UNKNOWN
+    assert record.reason is not None
+    assert "without saying" in record.reason
+
+
+async def test_what_was_said_holds_whatever_happens_after_it(agent: Agent) -> None:
+    """The mail was sent, and then something else broke."""
+
+    async def breaks() -> None:
+        async with agent.effect("mail") as effect:
+            effect.commit("sent")
+            raise BounceError
+
+    with pytest.raises(BounceError):
+        await breaks()
+    assert (await status(agent)).status is EffectStatus.COMMITTED
+
+
+async def test_a_cancelled_effect_is_unknown(agent: Agent, other: Agent) -> None:
+    """Who is cancelled in the middle cannot tell whether it happened."""
+    begun = asyncio.Event()
+
+    async def hangs() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(agent.effect("mail").run(hangs))
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    with pytest.raises(EffectUnknownError, match="CancelledError"):
+        await other.effect("mail").run(print)
+
+
+async def test_the_limit_ends_what_takes_too_long(agent: Agent) -> None:
+    """The function is cancelled, the outcome unknown, and the caller is told so."""
+    cancelled = asyncio.Event()
+
+    async def hangs() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    with pytest.raises(EffectUnknownError, match="longer than its limit") as caught:
+        await agent.effect("mail", limit=0.02).run(hangs)
+    assert cancelled.is_set()
+    assert caught.value.status == "unknown"
+    assert (await status(agent)).status is EffectStatus.UNKNOWN
+
+
+async def test_a_timeout_of_the_functions_own_is_its_own(agent: Agent) -> None:
+    """It reaches the caller as it is."""
+
+    def breaks() -> None:
+        raise TimeoutError("the mail server's")
+
+    with pytest.raises(TimeoutError, match="the mail server's"):
+        await agent.effect("mail").run(breaks)
+
+
+async def test_a_result_that_cannot_be_stored_is_an_unknown_outcome(agent: Agent) -> None:
+    """It happened, so it must not run again; and nobody can be given the result."""
+    with pytest.raises(CodecError):
+        await agent.effect("mail").run(lambda: print)
+    record = await status(agent)
+    assert record.status is EffectStatus.UNKNOWN
+    assert record.reason is not None
+    assert record.reason.startswith("CodecError")
+    await agent.effect("mail").resolve("sent")
+    assert await agent.effect("mail").run(print) == "sent"
+
+
+# --- claims that were left behind
+
+
+async def test_a_claim_within_its_limit_is_in_progress(agent: Agent, other: Agent) -> None:
+    """The error says who, since when and until when, by the server's clock."""
+    await left_behind(agent, limit=30)
+    for call in (other.effect("mail").run(print), other.effect("mail").resolve(),
+                 other.effect("mail").retry()):  # fmt: skip
+        with pytest.raises(EffectInProgressError) as caught:
+            await call
+        error = caught.value
+        assert (error.claimed_by, error.token, error.status) == ("w1", None, "claimed")
+        assert error.since is not None
+        assert error.deadline is not None
+        assert error.deadline - error.since == timedelta(seconds=30)
+        assert error.retryable
+    assert (await status(agent)).status is EffectStatus.CLAIMED
+
+
+async def test_a_claim_past_its_limit_is_an_unknown_outcome(
+    agent: Agent, other: Agent, mail: Mail, raw: Raw
+) -> None:
+    """A process died between claim and commit: shown, listed, and never silently repeated."""
+    await left_behind(agent, limit=0.05)
+    await past_deadline(agent, raw)
+    for _ in range(2):
+        with pytest.raises(EffectUnknownError, match="limit was over") as caught:
+            await other.effect("mail").run(mail.send)
+        assert caught.value.claimed_by == "w1"
+    assert (await status(other)).status is EffectStatus.UNKNOWN
+    assert mail.sent == 0
+
+
+async def test_who_took_too_long_can_still_say_how_it_ended(
+    agent: Agent, other: Agent, raw: Raw
+) -> None:
+    """As long as nobody else has decided meanwhile."""
+    async with agent.effect("mail", limit=0.05) as effect:
+        await past_deadline(agent, raw)
+        effect.commit("sent")
+    assert await other.effect("mail").run(print) == "sent"
+
+
+@pytest.mark.parametrize("way", ["resolve", "retry"])
+async def test_who_was_overtaken_cannot_commit(
+    agent: Agent, other: Agent, raw: Raw, way: str
+) -> None:
+    """Somebody decided that the claim was dead; its holder then hears that it is gone."""
+    effect = agent.effect("mail", limit=0.05)
+
+    async def late() -> None:
+        async with effect:
+            await past_deadline(agent, raw)
+            await getattr(other.effect("mail"), way)()
+            effect.commit("late")
+
+    with pytest.raises(EffectTakenOverError) as caught:
+        await late()
+    assert caught.value.claimed_by == ("w1" if way == "resolve" else "w2")
+    assert not effect.done
+
+
+async def test_an_outcome_can_be_resolved(agent: Agent, other: Agent, mail: Mail) -> None:
+    """It did happen: whoever asks gets the result that was given."""
+    async with agent.effect("mail"):
+        pass
+    effect = other.effect("mail")
+    await effect.resolve({"id": 7})
+    assert (effect.done, effect.result) == (True, {"id": 7})
+    assert await agent.effect("mail").run(mail.send) == {"id": 7}
+    assert mail.sent == 0
+
+
+async def test_an_outcome_can_be_retried(agent: Agent, other: Agent, mail: Mail) -> None:
+    """It did not happen: the object that says so holds the claim and carries it out."""
+    async with agent.effect("mail"):
+        pass
+    effect = other.effect("mail")
+    await effect.retry()
+    with pytest.raises(EffectInProgressError):
+        await agent.effect("mail").run(mail.send)
+    assert (await effect.run(mail.send))["id"] == 1
+    record = await status(agent)
+    assert (record.status, record.attempts, record.claimed_by) == ("committed", 2, "w2")
+
+
+async def test_an_effect_can_be_resolved_before_anybody_claimed_it(
+    agent: Agent, mail: Mail
+) -> None:
+    """Somebody did it by hand."""
+    await agent.effect("mail").resolve("by hand")
+    assert await agent.effect("mail").run(mail.send) == "by hand"
+    assert mail.sent == 0
+
+
+async def test_what_has_happened_can_be_neither_resolved_nor_retried(agent: Agent) -> None:
+    """A stored result stays as it is."""
+    await agent.effect("mail").run(lambda: 1)
+    for call in (agent.effect("mail").resolve(2), agent.effect("mail").retry()):
+        with pytest.raises(EffectCommittedError):
+            await call
+    assert await agent.effect("mail").run(print) == 1
+
+
+async def test_of_many_that_resolve_at_once_one_decides(agents: Agents, agent: Agent) -> None:
+    """The others are told that it was decided."""
+    async with agent.effect("mail"):
+        pass
+    calls = [agents.agent("alice").effect("mail").resolve(n) for n in range(8)]
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    assert outcomes.count(None) == 1
+    assert sum(isinstance(o, EffectCommittedError) for o in outcomes) == 7
+    assert await agent.effect("mail").run(print) == outcomes.index(None)
+
+
+async def test_of_many_that_retry_at_once_one_claims(agents: Agents, agent: Agent) -> None:
+    """The others are told that somebody is at it."""
+    async with agent.effect("mail"):
+        pass
+    effects = [agents.agent("alice", label=f"w{n}").effect("mail") for n in range(8)]
+    outcomes = await asyncio.gather(*(e.retry() for e in effects), return_exceptions=True)
+    assert outcomes.count(None) == 1
+    assert sum(isinstance(o, EffectInProgressError) for o in outcomes) == 7
+    assert await effects[outcomes.index(None)].run(lambda: "sent") == "sent"
+
+
+async def test_two_clients_see_one_record(
+    url: str, namespace: str, agent: Agent, mail: Mail
+) -> None:
+    """Two processes with connections of their own see one record."""
+    async with connect(url, namespace=namespace, client_name="host:9") as second:
+        there = Agents(second._driver).agent("alice")
+        assert await there.effect("mail").run(mail.send) == await agent.effect("mail").run(
+            mail.send
+        )
+    assert mail.sent == 1
+
+
+# --- the list
+
+
+async def test_effects_are_listed_as_they_stand(agent: Agent, raw: Raw) -> None:
+    """By the time of their claim, each with who, when and what."""
+    await agent.effect("one").run(lambda: 1)
+    await agent.effect("two", failed_on=BounceError).resolve(2)
+    async with agent.effect("three"):
+        pass
+    await left_behind(agent, limit=3600)
+    records = await agent.effects()
+    assert [(r.key, r.status.value) for r in records] == [
+        *(("one", "committed"), ("two", "committed"), ("three", "unknown"), ("mail", "claimed")),
+    ]
+    assert all(r.claimed_by == "w1" and r.attempts == 1 and r.token is None for r in records)
+    assert [r.result for r in records] == [1, 2, None, None]
+    now = datetime.fromtimestamp(raw.now_ms() / 1000, UTC)
+    assert all(timedelta(0) <= now - r.claimed_at < timedelta(minutes=1) for r in records)
+
+
+async def test_many_effects_are_listed(agent: Agent) -> None:
+    """More than one page of them."""
+    await asyncio.gather(*(agent.effect(f"e{n}").run(lambda: 1) for n in range(700)))
+    assert {r.key for r in await agent.effects()} == {f"e{n}" for n in range(700)}
+
+
+async def test_who_claims_is_named_by_label_context_or_process(agents: Agents) -> None:
+    """For the people who have to find out what happened."""
+    with context(actor="planner-3"):
+        await agents.agent("alice").effect("a").run(print)
+    await agents.agent("alice").effect("b").run(print)
+    await agents.agent("alice", label="w9").effect("c").run(print)
+    by = {record.key: record.claimed_by for record in await agents.agent("alice").effects()}
+    assert (by["a"], by["c"]) == ("planner-3", "w9")
+    assert ":" in by["b"]
+
+
+# --- bad input and damage
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        (lambda a: a.effect(""), InvalidArgumentError),
+        (lambda a: a.effect(5), InvalidArgumentError),
+        (lambda a: a.effect("x" * 300), InvalidArgumentError),
+        (lambda a: a.effect("x", limit=0), InvalidArgumentError),
+        (lambda a: a.effect("x", limit=float("inf")), InvalidArgumentError),
+        (lambda a: a.effect("x", limit="1"), InvalidArgumentError),
+        (lambda a: a.effect("x", keep=0), InvalidTTLError),
+        (lambda a: a.effect("x", keep="1"), InvalidTTLError),
+    ],
+)
+async def test_bad_input_is_refused_at_once(
+    agent: Agent, call: Callable[[Any], Any], error: type[Exception]
+) -> None:
+    """Before anything is sent or called."""
+    with pytest.raises(error):
+        call(agent)
+
+
+async def test_what_cannot_be_called_claims_nothing(agent: Agent) -> None:
+    """A slip does not leave a claim behind."""
+    with pytest.raises(InvalidArgumentError):
+        await agent.effect("mail").run("send")  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgumentError):
+        agent.effect("mail").commit()
+    assert await agent.effects() == []
+
+
+async def test_without_an_agent_nothing_is_claimed(agents: Agents, mail: Mail) -> None:
+    """An effect belongs to an agent that is there."""
+    calls: list[Awaitable[Any]] = [
+        agents.agent("nobody").effect("mail").run(mail.send),
+        agents.agent("nobody").effect("mail").resolve(1),
+        agents.agent("nobody").effect("mail").retry(),
+    ]
+    for call in calls:
+        with pytest.raises(AgentNotFoundError):
+            await call
+    assert mail.sent == 0
+
+
+@pytest.mark.parametrize(
+    ("stored", "error"),
+    [
+        ("text", CorruptRecordError),
+        ({"layout": 2}, UnsupportedFormatError),
+        ({"layout": 1, "status": "claimed"}, CorruptRecordError),
+        ({"layout": 1, "status": "?", "key": "mail"}, CorruptRecordError),
+    ],
+)
+async def test_a_record_that_is_none_is_never_taken_for_absent(
+    agent: Agent, state: StateManager, mail: Mail, stored: Any, error: type[Exception]
+) -> None:
+    """What cannot be understood is not repeated either."""
+    await state.set(S, KEY, stored)
+    with pytest.raises(error):
+        await agent.effect("mail").run(mail.send)
+    with pytest.raises(error):
+        await agent.effects()
+    assert mail.sent == 0
+
+
+# --- with a lease
+
+
+def fenced(agent: Agent, token: int | None) -> Agent:
+    """A handle that claims with a fencing token, as one of `run` does."""
+    agent._effects.token = token
+    return agent
+
+
+async def test_the_claim_of_an_earlier_holder_is_an_unknown_outcome(
+    agent: Agent, other: Agent, mail: Mail
+) -> None:
+    """Whoever holds the lease now need not wait for the limit of one who cannot write any more."""
+    await left_behind(fenced(agent, 7), limit=3600)
+    with pytest.raises(EffectInProgressError):
+        await fenced(other, 7).effect("mail").run(mail.send)
+    with pytest.raises(EffectInProgressError):
+        await fenced(other, None).effect("mail").run(mail.send)
+    with pytest.raises(EffectUnknownError, match="lost the lease") as caught:
+        await fenced(other, 8).effect("mail").run(mail.send)
+    assert caught.value.token == 7
+    assert (await status(other)).status is EffectStatus.UNKNOWN
+    effect = other.effect("mail")
+    await effect.retry()
+    await effect.run(mail.send)
+    assert (await status(other)).token == 8
+    assert mail.sent == 1
+
+
+async def test_a_claim_without_a_lease_keeps_its_limit(agent: Agent, other: Agent) -> None:
+    """Nobody can tell that its process is gone."""
+    await left_behind(fenced(agent, None), limit=3600)
+    with pytest.raises(EffectInProgressError):
+        await fenced(other, 8).effect("mail").run(print)
+
+
+async def test_a_conflict_that_never_ends_is_told(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After many attempts the conflict itself is raised, and nothing was called."""
+
+    def look(key: str) -> Any:
+        seen = yield from original(key)
+        return replace(seen, record=None)
+
+    original = agent._effects.look
+    await left_behind(agent)
+    monkeypatch.setattr(agent._effects, "look", look)
+
+    async def no_pause(driver: Any, seconds: float) -> None:
+        """Time does not matter here."""
+
+    monkeypatch.setattr("llmspell_dist.state.driver.AsyncDriver.pause", no_pause)
+    with pytest.raises(ConflictError):
+        await agent.effect("mail").run(print)

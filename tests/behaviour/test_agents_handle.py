@@ -1,0 +1,611 @@
+"""A handle of an agent: what changes by pieces costs what is new, and several may do it at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from fix_state import Store
+
+from llmspell_dist import (
+    ClassRules,
+    CodecError,
+    ConflictError,
+    HistoryUnavailableError,
+    InvalidArgumentError,
+    Options,
+    Retention,
+    StateClass,
+    connect,
+)
+from llmspell_dist.agents.errors import (
+    AgentExistsError,
+    AgentNotFoundError,
+    IllegalTransitionError,
+)
+from llmspell_dist.agents.execution import ExecutionState, ExecutionStatus
+from llmspell_dist.agents.manager import Agents
+from llmspell_dist.agents.model import AgentState, Message, Role
+from llmspell_dist.client import Spell
+from llmspell_dist.keys import KeySpace
+from llmspell_dist.state.history import History
+from llmspell_dist.state.manager import StateManager
+from llmspell_dist.state.steps import Call
+
+pytestmark = [pytest.mark.integration, pytest.mark.agent]
+
+T0 = datetime(2024, 11, 23, 15, 0, tzinfo=UTC)
+S = "agent:alice"
+
+
+class Ticking:
+    """A clock that moves a second with every look."""
+
+    def __init__(self) -> None:
+        self.now = T0
+
+    def __call__(self) -> datetime:
+        self.now += timedelta(seconds=1)
+        return self.now
+
+
+@pytest.fixture
+def agents(spell: Spell) -> Agents:
+    """Agents by a clock of their own."""
+    return Agents(spell._driver, now=Ticking())
+
+
+async def new_agent(agents: Agents, agent_id: str = "alice", **more: Any) -> AgentState:
+    """Save an agent that has done nothing."""
+    state = AgentState.new(agent_id, more.pop("agent_type", "t"), now=lambda: T0, **more)
+    await agents.save(state)
+    return state
+
+
+# --- by pieces
+
+
+async def test_a_handle_and_what_is_stored_stay_equal(agents: Agents) -> None:
+    """Whatever a handle does, its state is what a load gives, and can be saved."""
+    await new_agent(agents)
+    agent = agents.agent("alice")
+    await agent.refresh()
+    part = {"type": "text"}
+    message = await agent.add_message("user", [part], metadata={"n": 1})
+    part["type"] = "changed by the caller afterwards"
+    await agent.add_messages(Message(Role.TOOL, 5, T0), Message(Role.ASSISTANT, "ok", T0))
+    await agent.record_tool_usage("web", 10, True)
+    await agent.record_tool_usage("web", 2.5, False)
+    await agent.record_tool_usage("idle", 0, True)
+    await agent.set_context({"goal": [1]}, depth=2)
+    await agent.set_context(remove=["depth", "never there"])
+    await agent.set_custom(score=1)
+    await agent.transition("processing", "asked")
+    assert agent.state == await agents.load("alice")
+    assert agent.state.context == {"goal": [1]}
+    assert agent.state.conversation[0].content == [{"type": "text"}]
+    assert message.timestamp == T0 + timedelta(seconds=1)
+    assert agent.state.tool_usage.tool_performance["web"].average_duration_ms == 6.25
+    assert agent.state.revision is None
+    agent.state.metadata.tags.append("saved")
+    revision = await agent.save()
+    assert agent.state == await agents.load("alice")
+    assert agent.state.revision == revision == (await agents.load("alice")).revision
+
+
+async def test_a_handle_needs_nothing_loaded(agents: Agents) -> None:
+    """What is added needs no look at what is there; the state itself must be loaded first."""
+    await new_agent(agents)
+    agent = agents.agent("alice")
+    with pytest.raises(InvalidArgumentError, match="refresh"):
+        _ = agent.state
+    await agent.add_message(Role.USER, "hello")
+    assert [m.content for m in (await agents.load("alice")).conversation] == ["hello"]
+    assert "alice" in repr(agent)
+
+
+async def test_each_piece_is_one_commit_of_what_is_new(agents: Agents, store: Store) -> None:
+    """A message: one append and the time. A tool call: numbers, one merge and the time."""
+    await new_agent(agents)
+    agent = agents.agent("alice")
+    before = len(store.log())
+    await agent.add_message("user", "x" * 100)
+    await agent.record_tool_usage("web", 5, True)
+    first, second = store.log()[before:]
+    assert [(c.key, c.op) for c in first.changes] == [
+        ("agent.conversation", 6),
+        ("agent.modified", 1),
+    ]
+    assert sorted((c.key, c.op) for c in second.changes) == [
+        ("agent.modified", 1),
+        ("agent.tool.web.calls", 5),
+        ("agent.tool.web.ms", 5),
+        ("agent.tools", 7),
+        ("agent.tools.successful", 5),
+    ]
+    for _ in range(100):
+        await agent.add_message("user", "x" * 100)
+        await agent.record_tool_usage("web", 5, True)
+    sizes = [sum(len(c.payload or b"") for c in entry.changes) for entry in store.log()[before:]]
+    assert max(sizes[0::2]) <= sizes[0] + 4  # a counter of the log's own
+    assert max(sizes[1::2]) <= sizes[1] + 8
+
+
+async def test_many_handles_add_at_once_and_nothing_is_lost(agents: Agents) -> None:
+    """Messages, counts and variables of many writers are all there."""
+    await new_agent(agents)
+    handles = [agents.agent("alice") for _ in range(5)]
+
+    async def work(number: int) -> None:
+        for n in range(10):
+            await handles[number].add_message("user", [number, n])
+            await handles[number].record_tool_usage("web", 1, n % 2 == 0)
+            await handles[number].set_context({f"{number}.{n}": n})
+
+    await asyncio.gather(*(work(number) for number in range(5)))
+    state = await agents.load("alice")
+    said = [message.content for message in state.conversation]
+    assert sorted(said) == [[number, n] for number in range(5) for n in range(10)]
+    assert all([c for c in said if c[0] == n] == [[n, i] for i in range(10)] for n in range(5))
+    assert (state.tool_usage.successful, state.tool_usage.failed) == (25, 25)
+    assert len(state.context) == 50
+
+
+async def test_a_save_after_others_added_is_refused(agents: Agents) -> None:
+    """A handle that adds does not thereby know what others did meanwhile."""
+    await new_agent(agents)
+    one, two = agents.agent("alice"), agents.agent("alice")
+    await one.refresh()
+    await two.refresh()
+    await one.add_message("user", "one")
+    await two.set_context(other=1)
+    await one.add_message("user", "once more")
+    with pytest.raises(ConflictError) as caught:
+        await one.save()
+    assert "agent.context" in {each.key for each in caught.value.keys}
+    await one.refresh()
+    await one.save()
+    assert (await agents.load("alice")).context == {"other": 1}
+
+
+async def test_a_save_after_another_changed_the_status_is_refused(agents: Agents) -> None:
+    """Also where the handle itself wrote last."""
+    await new_agent(agents)
+    one = agents.agent("alice")
+    await one.refresh()
+    await agents.pause("alice")
+    await one.add_message("user", "one")
+    with pytest.raises(ConflictError) as caught:
+        await one.save()
+    assert [each.key for each in caught.value.keys] == ["agent.execution"]
+
+
+async def test_messages_that_another_added_are_not_overwritten(agents: Agents) -> None:
+    """Two handles of one agent; the stale one cannot put its conversation in place of the other."""
+    await new_agent(agents)
+    one, two = agents.agent("alice"), agents.agent("alice")
+    await one.refresh()
+    await two.refresh()
+    await two.add_message("user", "two")
+    await one.add_message("user", "one")
+    one.state.conversation[0] = Message(Role.USER, "mine alone", T0)
+    with pytest.raises(ConflictError):
+        await one.save()
+    assert [m.content for m in (await agents.load("alice")).conversation] == ["two", "one"]
+
+
+async def test_nothing_is_added_to_an_agent_that_is_not_there(agents: Agents, store: Store) -> None:
+    """No piece of an agent comes to lie where none is."""
+    agent = agents.agent("nobody")
+    for call in (
+        agent.refresh(),
+        agent.add_message("user", "x"),
+        agent.record_tool_usage("web", 1, True),
+        agent.set_context(a=1),
+        agent.set_custom(a=1),
+        agent.transition("processing"),
+    ):
+        with pytest.raises(AgentNotFoundError):
+            await call
+    assert await agent.messages() == []
+    assert list(store.dump()) == [store.space.ctl("0")]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda a: a.add_message("robot", "x"),
+        lambda a: a.add_messages(),
+        lambda a: a.add_messages("text"),
+        lambda a: a.record_tool_usage("", 1, True),
+        lambda a: a.record_tool_usage("x" * 300, 1, True),
+        lambda a: a.record_tool_usage("x", "1", True),
+        lambda a: a.set_context(),
+        lambda a: a.set_context({1: 2}),
+        lambda a: a.set_context(remove="goal"),
+        lambda a: a.set_context(remove=[1]),
+        lambda a: a.transition("asleep"),
+        lambda a: a.messages("1"),
+        lambda a: a.refresh(tail=-1),
+    ],
+)
+async def test_bad_input_of_a_handle_changes_nothing(
+    agents: Agents, store: Store, call: Callable[[Any], Any]
+) -> None:
+    """Refused before anything is sent, with the argument's name."""
+    await new_agent(agents)
+    before = store.dump()
+    with pytest.raises(InvalidArgumentError):
+        await call(agents.agent("alice"))
+    assert store.dump() == before
+
+
+class _Cipher:
+    """Reverses what it is given, and binds it to the key."""
+
+    def encrypt(self, payload: bytes, *, associated_data: bytes) -> bytes:
+        return b"sealed:" + associated_data + payload[::-1]
+
+    def decrypt(self, payload: bytes, *, associated_data: bytes) -> bytes:
+        seal = b"sealed:" + associated_data
+        assert payload.startswith(seal)
+        return payload[len(seal) :][::-1]
+
+
+@pytest.mark.parametrize(
+    "state_class", [c for c in StateClass if c is not StateClass.EXTERNAL], ids=str
+)
+async def test_agents_of_every_class_are_loaded_equal(
+    url: str, namespace: str, store: Store, state_class: StateClass
+) -> None:
+    """Encrypted, compressed, ephemeral, durable: the scope's class decides, for all parts."""
+    rules = ClassRules(scopes={"agent": state_class})
+    options = Options(classes=rules, cipher=_Cipher())
+    async with connect(url, namespace=namespace, options=options) as spell:
+        agents = Agents(spell._driver, now=Ticking())
+        state = await new_agent(agents)
+        state.add_message("user", "a secret word", at=T0)
+        state.record_tool_usage("web", 1.5, True, at=T0)
+        state.context["k"] = "a secret word"
+        await agents.save(state)
+        assert await agents.load("alice") == state
+        agent = agents.agent("alice")
+        await agent.refresh()
+        await agent.add_message("user", "a secret word")
+        await agent.record_tool_usage("web", 1.5, False)
+        await agent.set_context(k2="a secret word")
+        await agent.transition("processing")
+        assert await agent.effect("mail").run(lambda: "a secret word") == "a secret word"
+        assert agent.state == await agents.load("alice")
+        await agent.save()
+        del agent.state.conversation[0]
+        await agent.save()
+        assert agent.state == await agents.load("alice")
+        assert (await agents.metadata("alice")).messages == 1
+        assert await agent.messages(-1) == list(agent.state.conversation)
+    if state_class is StateClass.SENSITIVE:
+        assert b"a secret word" not in store.everything()
+
+
+async def test_records_of_another_class_than_the_rules_say_are_kept(
+    url: str, namespace: str, agents: Agents
+) -> None:
+    """Who has other rules than the writer adds in the class that the records have."""
+    await new_agent(agents)
+    sealed = Options(classes=ClassRules(default=StateClass.SENSITIVE), cipher=_Cipher())
+    async with connect(url, namespace=namespace, options=sealed) as other:
+        there = Agents(other._driver, now=Ticking())
+        await new_agent(there, "sealed")
+        await there.agent("sealed").add_message("user", "one")
+        await there.agent("alice").add_message("user", "one")
+        await there.agent("alice").add_message("user", "two")
+        assert len((await there.load("alice")).conversation) == 2
+    open_ = Options(cipher=_Cipher())
+    async with connect(url, namespace=namespace, options=open_) as other:
+        there = Agents(other._driver, now=Ticking())
+        await there.agent("sealed").add_message("user", "two")
+        state = await there.load("sealed")
+        state.add_message("user", "three", at=T0)
+        await there.save(state)
+        assert await there.load("sealed") == state
+
+
+async def test_the_class_for_foreign_data_refuses_agents(url: str, namespace: str) -> None:
+    """External takes the shape of JSON only, and an agent has times: said at once, by the path."""
+    options = Options(classes=ClassRules(scopes={"agent": StateClass.EXTERNAL}))
+    async with connect(url, namespace=namespace, options=options) as spell:
+        with pytest.raises(CodecError, match="datetime"):
+            await new_agent(Agents(spell._driver))
+
+
+# --- execution
+
+
+async def test_pause_resume_and_stop_persist(agents: Agents) -> None:
+    """Another process sees the status, the reason, and what was going on before."""
+    await new_agent(agents)
+    agent = agents.agent("alice")
+    await agent.transition(ExecutionStatus.PROCESSING)
+    paused = await agents.pause("alice", reason="night")
+    assert paused == ExecutionState(ExecutionStatus.SUSPENDED, "night", ExecutionStatus.PROCESSING)
+    assert (await agents.load("alice")).execution == paused
+    assert (await agents.resume("alice")).status is ExecutionStatus.PROCESSING
+    assert (await agents.stop("alice", reason="done")).status is ExecutionStatus.COMPLETED
+    assert (await agents.metadata("alice")).execution == ExecutionState(
+        ExecutionStatus.COMPLETED, "done"
+    )
+    assert (await agents.load("alice")).last_modified == T0 + timedelta(seconds=4)
+
+
+async def test_an_illegal_transition_changes_nothing(agents: Agents, store: Store) -> None:
+    """What is stored decides, not what a handle has loaded."""
+    await new_agent(agents)
+    agent = agents.agent("alice")
+    await agent.refresh()
+    await agents.stop("alice")
+    before = store.dump()
+    for call in (agent.transition("processing"), agents.pause("alice"), agents.resume("alice"),
+                 agents.stop("alice")):  # fmt: skip
+        with pytest.raises(IllegalTransitionError) as caught:
+            await call
+        assert (caught.value.current, caught.value.agent_id) == ("completed", "alice")
+        assert caught.value.allowed == ["idle"]
+    assert store.dump() == before
+
+
+async def test_of_many_transitions_at_once_each_is_legal(
+    agents: Agents, state: StateManager
+) -> None:
+    """Twenty that want the same leave one that did it."""
+    await new_agent(agents)
+    calls = [agents.pause("alice", reason=str(n)) for n in range(20)]
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    done = [o for o in outcomes if isinstance(o, ExecutionState)]
+    assert len(done) == 1
+    assert sum(isinstance(o, IllegalTransitionError) for o in outcomes) == 19
+    assert len(await state.history(S, "agent.execution")) == 2
+
+
+# --- finding
+
+
+async def test_agents_are_found_by_what_they_are(agents: Agents) -> None:
+    """Each filter alone and all together; agents that do not match are not there."""
+    await new_agent(agents, "team-a", agent_type="coder", tags=["eu", "x"], capabilities=["py"])
+    await new_agent(agents, "team-b", agent_type="coder", tags=["eu"])
+    await new_agent(agents, "solo", tags=["x"])
+    await agents.agent("solo").add_message("user", "hi")
+    await agents.pause("team-b")
+
+    async def ids(**wanted: Any) -> list[str]:
+        page = await agents.list(**wanted)
+        assert page.cursor is None
+        return sorted(summary.agent_id for summary in page.items)
+
+    assert await ids() == ["solo", "team-a", "team-b"]
+    assert await ids(agent_type="coder") == ["team-a", "team-b"]
+    assert await ids(status="idle") == ["solo", "team-a"]
+    assert await ids(status=["suspended", "failed"]) == ["team-b"]
+    assert await ids(tags="x") == ["solo", "team-a"]
+    assert await ids(tags=["eu", "x"]) == ["team-a"]
+    assert await ids(capability="py") == ["team-a"]
+    assert await ids(prefix="team-") == ["team-a", "team-b"]
+    assert await ids(prefix="*") == []
+    assert await ids(updated_since=T0 + timedelta(seconds=2)) == ["team-b"]
+    assert await ids(agent_type="coder", tags=["eu"], status="suspended", prefix="t") == ["team-b"]
+
+
+async def test_a_summary_is_what_the_state_says(agents: Agents) -> None:
+    """Everything but conversation, variables and statistics, and how many messages there are."""
+    await new_agent(agents, tags=["eu"])
+    await agents.agent("alice").add_message("user", "hi")
+    state, summary = await agents.load("alice"), await agents.metadata("alice")
+    for name in ("agent_id", "agent_type", "metadata", "execution", "creation_time",
+                 "last_modified", "schema_version", "status", "revision"):  # fmt: skip
+        assert getattr(summary, name) == getattr(state, name)
+    assert summary.messages == 1
+    assert (await agents.list()).items == [summary]
+
+
+async def test_all_agents_come_page_by_page(agents: Agents, state: StateManager) -> None:
+    """Many pages give every agent, and nothing that is none."""
+    wanted = {f"a{number}" for number in range(300)}
+    for name in wanted:
+        await new_agent(agents, name)
+    await state.set("agent:plain", "mood", "no agent")
+    await state.set("session:s", "agent.profile", "no agent either")
+    found, cursor, pages = set(), None, 0
+    while True:
+        page = await agents.list(cursor=cursor, limit=50)
+        found |= {summary.agent_id for summary in page.items}
+        pages += 1
+        cursor = page.cursor
+        if cursor is None:
+            break
+    assert found == wanted
+    assert pages > 1
+
+
+async def test_agents_of_every_shard_are_found(url: str, namespace: str, store: Store) -> None:
+    """A page stays within a shard, and its cursor leads into the next."""
+    store.space = KeySpace(namespace, 3)
+    options = Options(shards=3)
+    async with connect(url, namespace=namespace, options=options) as spell:
+        agents = Agents(spell._driver)
+        wanted = {f"a{number}" for number in range(20)}
+        for name in wanted:
+            await new_agent(agents, name)
+        found: list[str] = []
+        cursor, pages = None, 0
+        while True:
+            page = await agents.list(cursor=cursor)
+            found += [summary.agent_id for summary in page.items]
+            pages += 1
+            cursor = page.cursor
+            if cursor is None:
+                break
+        assert sorted(found) == sorted(wanted)
+        assert pages == 3
+        forked = await agents.fork("a1", "elsewhere")
+        assert forked.agent_id == "elsewhere"
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"agent_type": 5},
+        {"status": "asleep"},
+        {"status": ["idle", "asleep"]},
+        {"tags": [5]},
+        {"capability": b"x"},
+        {"prefix": 5},
+        {"updated_since": datetime(2024, 1, 1)},  # noqa: DTZ001
+        {"cursor": "nonsense"},
+        {"cursor": "7.0"},
+        {"cursor": "0.x"},
+        {"cursor": 5},
+        {"limit": 0},
+        {"limit": True},
+    ],
+)
+async def test_a_filter_that_is_none_is_refused(agents: Agents, wanted: dict[str, Any]) -> None:
+    """Before anything is sent."""
+    with pytest.raises(InvalidArgumentError):
+        await agents.list(**wanted)
+
+
+# --- fork
+
+
+async def test_a_fork_is_the_state_with_another_id(agents: Agents) -> None:
+    """Both go their own ways; effects stay with the agent that they belong to."""
+    await new_agent(agents)
+    agent = agents.agent("alice")
+    await agent.add_message("user", "hi")
+    await agent.record_tool_usage("web", 1, True)
+    await agent.effect("mail").run(lambda: "sent")
+    original = await agents.load("alice")
+    fork = await agents.fork("alice", "bob")
+    original.agent_id = "bob"
+    assert fork == original == await agents.load("bob")
+    await agents.agent("bob").add_message("user", "on my own")
+    assert len((await agents.load("alice")).conversation) == 1
+    assert await agents.agent("bob").effects() == []
+    fork = await agents.load("bob")
+    fork.context["x"] = 1
+    await agents.save(fork)
+
+
+async def test_a_fork_without_a_name_gets_a_new_one(spell: Spell) -> None:
+    """The id is drawn, and begins with that of the agent."""
+    agents = Agents(spell._driver, new_id=lambda: "drawn")
+    await new_agent(agents)
+    assert (await agents.fork("alice")).agent_id == "alice-drawn"
+
+
+async def test_a_fork_never_replaces_an_agent(agents: Agents) -> None:
+    """Neither another nor itself."""
+    await new_agent(agents)
+    await new_agent(agents, "bob")
+    with pytest.raises(AgentExistsError):
+        await agents.fork("alice", "bob")
+    with pytest.raises(InvalidArgumentError):
+        await agents.fork("alice", "alice")
+
+
+async def test_a_fork_at_a_moment_is_exactly_the_state_then(agents: Agents) -> None:
+    """After each of many changes of every kind, by its revision and by its time."""
+    await new_agent(agents, tags=["first"])
+    agent = agents.agent("alice")
+    await agent.refresh()
+    past: list[tuple[Any, AgentState]] = []
+
+    async def note() -> None:
+        state = await agents.load("alice")
+        past.append((state.revision, state))
+
+    await note()
+    for number in range(3):
+        await agent.add_message("user", [number], metadata={"n": number})
+        await note()
+        await agent.record_tool_usage(f"tool {number % 2}", 1.5, number > 0)
+        await note()
+        await agent.set_context({"goal": number, str(number): 1}, remove=[str(number - 1)])
+        await note()
+        agent.state.metadata.tags.append(str(number))
+        agent.state.custom = {"n": number}
+        await agent.save()
+        await note()
+    await agent.transition("processing")
+    await note()
+    for place, (revision, state) in enumerate(past):
+        fork = await agents.fork("alice", f"fork {place}", at=revision)
+        state.agent_id = fork.agent_id
+        assert fork == state
+        assert await agents.load(fork.agent_id) == state
+
+
+async def test_a_fork_at_a_time_sees_what_was_committed_by_then(agents: Agents) -> None:
+    """A server time, in the future too: that is now."""
+    state = await new_agent(agents)
+    assert state.revision is not None
+    await agents.agent("alice").add_message("user", "later")
+    fork = await agents.fork("alice", "bob", at=datetime.now(UTC) + timedelta(days=1))
+    assert len(fork.conversation) == 1
+    with pytest.raises(AgentNotFoundError) as caught:
+        await agents.fork("alice", "carol", at=state.revision.time - timedelta(seconds=1))
+    assert caught.value.at is not None
+
+
+async def test_a_fork_is_of_one_moment_whatever_comes_meanwhile(
+    agents: Agents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A time in the future is the moment at which the fork began."""
+    await new_agent(agents)
+
+    class Interrupted(History):
+        """Has an agent that works on while its past is read."""
+
+        def get_at(self, scope: Any, key: str, at: Any, default: Any) -> Any:
+            if key == "agent.profile":
+                yield Call(agents.agent("alice").set_context, ({"late": 1},))
+            return (yield from super().get_at(scope, key, at, default))
+
+    monkeypatch.setattr("llmspell_dist.agents.steps.History", Interrupted)
+    fork = await agents.fork("alice", "bob", at=datetime.now(UTC) + timedelta(days=1))
+    assert fork.context == {}
+    assert (await agents.load("alice")).context == {"late": 1}
+
+
+async def test_a_fork_of_a_deleted_agent_is_its_state_before(agents: Agents) -> None:
+    """The log remembers an agent that is gone."""
+    state = await new_agent(agents)
+    await agents.agent("alice").set_context(goal=1)
+    last = await agents.load("alice")
+    await agents.delete("alice")
+    fork = await agents.fork("alice", "bob", at=last.revision)
+    last.agent_id = "bob"
+    assert fork == last
+    assert state.context == {}
+
+
+async def test_a_fork_before_the_log_begins_is_refused(
+    url: str, namespace: str, store: Store
+) -> None:
+    """Where the past was trimmed nothing is made up."""
+    retention = Retention(max_age=None, max_entries=1)
+    options = Options(retention=retention, housekeeping=False)
+    async with connect(url, namespace=namespace, options=options) as spell:
+        agents = Agents(spell._driver)
+        state = await new_agent(agents)
+        for number in range(3):
+            await agents.agent("alice").set_context(goal=number)
+        await spell.log.trim()
+        assert len(store.log()) == 1
+        with pytest.raises(HistoryUnavailableError):
+            await agents.fork("alice", "bob", at=state.revision)
+        with pytest.raises(AgentNotFoundError):
+            await agents.load("bob")
