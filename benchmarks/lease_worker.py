@@ -67,4 +67,5 @@ async def main(url: str, namespace: str, scope: str, waiters: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:4], int(sys.argv[4])))
+    url, namespace, scope, waiters = sys.argv[1:]
+    asyncio.run(main(url, namespace, scope, int(waiters)))

@@ -39,8 +39,7 @@ _MEASURED_PACKAGES = (
     "uvloop",
     "msgpack",
 )
-_FROM_MICROSECONDS = {
-    "calls": 1.0,"µs": 1.0, "ms": 1e-3, "MB": 1e-6, "bytes": 1.0}
+_FROM_MICROSECONDS = {"calls": 1.0, "µs": 1.0, "ms": 1e-3, "MB": 1e-6, "bytes": 1.0}
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,6 +96,9 @@ def _pack_datetime(value: datetime) -> tuple[int, bytes]:
     return DATETIME, moment + tail
 
 
+_UTC_TAIL: Final = b"\0\0\0\0"
+
+
 def _moment(data: bytes) -> tuple[int, int, int, int, int, int, int, int]:
     *fields, last = _MOMENT.unpack_from(data)
     year, month, day, hour, minute, second = fields
@@ -103,9 +106,13 @@ def _moment(data: bytes) -> tuple[int, int, int, int, int, int, int, int]:
 
 
 def _unpack_datetime(data: bytes) -> datetime:
+    if data[_MOMENT.size :] == _UTC_TAIL:
+        year, month, day, hour, minute, second, micro = _MOMENT.unpack_from(data)
+        if micro < _FOLD:  # nearly always so: in UTC nothing happens twice
+            return datetime(year, month, day, hour, minute, second, micro, UTC)
     year, month, day, hour, minute, second, micro, fold = _moment(data)
     tail = data[_MOMENT.size :]
-    if tail == b"\0\0\0\0":
+    if tail == _UTC_TAIL:
         zone = UTC
     else:
         seconds, fine = (*_OFFSET.unpack(tail), 0) if len(tail) == 4 else _FINE_OFFSET.unpack(tail)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from benchmarks.harness import Row
 from benchmarks.rows import (
+    agents,
     big,
     imports,
     latency,
@@ -32,5 +33,6 @@ ROWS: tuple[Row, ...] = (
     *under_load.ROWS,
     *sync.ROWS,
     *leases.ROWS,
+    *agents.ROWS,
     *imports.ROWS,
 )

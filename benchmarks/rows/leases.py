@@ -152,10 +152,10 @@ async def _hand_over(bench: Bench) -> Samples:
             waits = [had - asked for _, asked, had, _ in steady]
             longest.append(max(waits) * 1e6)
             average.append(mean(waits) * 1e6)
-            return median(over) * 1e6 * count
+            return float(median(over) * 1e6 * count)
 
         async def pings(count: int) -> float:
-            return median(await workers[0].ask(f"ping {max(50, count)}")) * 1e6 * count
+            return float(median(await workers[0].ask(f"ping {max(50, count)}")) * 1e6 * count)
 
         samples = await bench.interleave(
             [Arm("hand-over", takes, fixed=1), Arm("one round trip", pings, fixed=1)]
@@ -189,7 +189,7 @@ async def _waiting(bench: Bench) -> Samples:
             await asyncio.sleep(seconds)
             after = asked()
             assert await asyncio.gather(*[worker.answer() for worker in workers]) == [0] * 4
-            return (after - before) / waiters / seconds * count
+            return float((after - before) / waiters / seconds * count)
 
         async def limit(count: int) -> float:
             return float(count)
@@ -215,7 +215,10 @@ async def _fenced(bench: Bench) -> Samples:
             put = state.set
 
             def write(worker: int, turn: int, put: Any = put) -> Awaitable[object]:
-                return put(_SCOPE, FIELDS[(worker + turn) % KEYS], values.objects[turn % VARIANTS])
+                done: Awaitable[object] = put(
+                    _SCOPE, FIELDS[(worker + turn) % KEYS], values.objects[turn % VARIANTS]
+                )
+                return done
 
             def alone(count: int, write: Any = write) -> Awaitable[None]:
                 return one_by_one(count, write)

@@ -8,12 +8,13 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from llmspell_dist.compat.async_clients import async_leases_of
-from llmspell_dist.compat.base import LockBase, label_of, left_s
+from llmspell_dist.compat.base import LockBase, label_of
 from llmspell_dist.compat.holds import Hold, TaskHolds
 from llmspell_dist.compat.names import Name
 from llmspell_dist.errors import LeaseNotHeldError, LeaseUnavailableError
 from llmspell_dist.leases.holding import Lease
 from llmspell_dist.leases.manager import Leases
+from llmspell_dist.leases.model import LeaseHolder
 from llmspell_dist.leases.steps import not_held
 from llmspell_dist.redis.lock_errors import LockError, redis_errors
 
@@ -83,7 +84,7 @@ class AsyncLock(LockBase[Lease]):
         given = self._token(token)
         label = _label()
         wanted = self._want(blocking, blocking_timeout, given, label)
-        with redis_errors():
+        with redis_errors:
             lease = await (await self._leases()).acquire(self.scope, **wanted)
         self.local.hold = Hold(given, lease)
 
@@ -105,7 +106,7 @@ class AsyncLock(LockBase[Lease]):
         """
         hold = self._held("release")
         try:
-            with redis_errors():
+            with redis_errors:
                 await self._give_back(hold)
         except LeaseNotHeldError as gone:
             hold.over = True
@@ -161,7 +162,7 @@ class AsyncLock(LockBase[Lease]):
         timeout = self._needs_timeout(operation)
         wanted_s = timeout if time_s is None else time_s
         try:
-            with redis_errors():
+            with redis_errors:
                 await self._hold_for(hold, argument, wanted_s, add=add)
         except LeaseNotHeldError as gone:
             raise self._not_owned(operation, gone) from gone
@@ -169,16 +170,18 @@ class AsyncLock(LockBase[Lease]):
     async def _hold_for(
         self, hold: Hold[Lease], argument: str, time_s: float, *, add: bool
     ) -> None:
-        leases, lease = await self._leases(), hold.lease
-        if lease is None:
+        leases, lease, left = await self._leases(), hold.lease, 0.0
+        holder: LeaseHolder | None = None
+        if add or lease is None:
+            # Asked and not reckoned: somebody else who knows the token may have changed it.
             info = await leases.show(self.scope, waiters=0)
             holder = self._sure_holder(info, hold, "renew it")
             left = (holder.expires - info.time).total_seconds() if add else 0.0
-            ttl = self._new_time(argument, time_s, left)
+        ttl = self._new_time(argument, time_s, left)
+        if lease is None:
+            assert holder is not None  # noqa: S101 - asked above
             await leases.renew(self.scope, owner=holder.owner, token=holder.token, ttl=ttl)
-            return
-        ttl = self._new_time(argument, time_s, left_s(lease.grant) if add else 0.0)
-        if lease.grant.ended:
+        elif lease.grant.ended:
             hold.lease = await self._again(leases, lease, ttl)
         else:
             await lease.renew(ttl)
@@ -212,7 +215,7 @@ class AsyncLock(LockBase[Lease]):
 
     async def locked(self) -> bool:
         """Return whether anybody holds the lock, by the server's clock."""
-        with redis_errors():
+        with redis_errors:
             leases = await self._leases()
             return (await leases.show(self.scope, waiters=0)).held
 
@@ -221,7 +224,7 @@ class AsyncLock(LockBase[Lease]):
         hold = self.local.hold
         if hold is None or hold.inherited:
             return False
-        with redis_errors():
+        with redis_errors:
             leases = await self._leases()
             return self._holder(await leases.show(self.scope, waiters=0), hold) is not None
 

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import logging
 from math import isfinite
-from time import monotonic
 from typing import Any, Final, Generic, TypedDict, TypeVar
 
 from llmspell_dist.compat.holds import Hold, Holds
 from llmspell_dist.compat.names import Name, as_bytes, is_owner, lock_scope, make_owner, new_token
 from llmspell_dist.errors import InvalidTTLError, LeaseNotHeldError, LeaseUnavailableError
 from llmspell_dist.leases.held import Held
-from llmspell_dist.leases.keeper import Grant
 from llmspell_dist.leases.model import LeaseHolder, LeaseInfo
 from llmspell_dist.leases.terms import DEFAULT_NAME, DEFAULT_TTL_S, MAX_WAIT_S
 from llmspell_dist.redis.lock_errors import LockError, LockNotOwnedError
 
-__all__ = ["LockBase", "Wanted", "label_of", "left_s", "logger"]
+__all__ = ["LockBase", "Wanted", "label_of", "logger"]
 
 logger = logging.getLogger("llmspell_dist.compat")
 
@@ -179,11 +177,6 @@ class LockBase(Generic[L]):
         if self.raise_on_release_error:
             raise error
         logger.warning("%s", error)
-
-
-def left_s(grant: Grant) -> float:
-    """Return the seconds for which the server still counts a grant as held, or a little less."""
-    return max(0.0, grant.sent_at + grant.ttl_s - monotonic())
 
 
 def label_of(name: str) -> str | None:

@@ -8,11 +8,12 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from llmspell_dist.blocking.leases import Lease, Leases
-from llmspell_dist.compat.base import LockBase, label_of, left_s
+from llmspell_dist.compat.base import LockBase, label_of
 from llmspell_dist.compat.clients import leases_of
 from llmspell_dist.compat.holds import Hold, ThreadHolds, ThreadLocalHolds
 from llmspell_dist.compat.names import Name
 from llmspell_dist.errors import LeaseNotHeldError, LeaseUnavailableError
+from llmspell_dist.leases.model import LeaseHolder
 from llmspell_dist.leases.steps import not_held
 from llmspell_dist.redis.lock_errors import LockError, redis_errors
 
@@ -91,7 +92,7 @@ class Lock(LockBase[Lease]):
         given = self._token(token)
         label = label_of(threading.current_thread().name)
         wanted = self._want(blocking, blocking_timeout, given, label)
-        with redis_errors():
+        with redis_errors:
             lease = self._leases().acquire(self.scope, **wanted)
         self.local.hold = Hold(given, lease)
 
@@ -112,7 +113,7 @@ class Lock(LockBase[Lease]):
         """
         hold = self._held("release")
         try:
-            with redis_errors():
+            with redis_errors:
                 self._give_back(hold)
         except LeaseNotHeldError as gone:
             hold.over = True
@@ -166,22 +167,24 @@ class Lock(LockBase[Lease]):
         timeout = self._needs_timeout(operation)
         wanted_s = timeout if time_s is None else time_s
         try:
-            with redis_errors():
+            with redis_errors:
                 self._hold_for(hold, argument, wanted_s, add=add)
         except LeaseNotHeldError as gone:
             raise self._not_owned(operation, gone) from gone
 
     def _hold_for(self, hold: Hold[Lease], argument: str, time_s: float, *, add: bool) -> None:
-        leases, lease = self._leases(), hold.lease
-        if lease is None:
+        leases, lease, left = self._leases(), hold.lease, 0.0
+        holder: LeaseHolder | None = None
+        if add or lease is None:
+            # Asked and not reckoned: somebody else who knows the token may have changed it.
             info = leases.show(self.scope, waiters=0)
             holder = self._sure_holder(info, hold, "renew it")
             left = (holder.expires - info.time).total_seconds() if add else 0.0
-            ttl = self._new_time(argument, time_s, left)
+        ttl = self._new_time(argument, time_s, left)
+        if lease is None:
+            assert holder is not None  # noqa: S101 - asked above
             leases.renew(self.scope, owner=holder.owner, token=holder.token, ttl=ttl)
-            return
-        ttl = self._new_time(argument, time_s, left_s(lease.grant) if add else 0.0)
-        if lease.grant.ended:
+        elif lease.grant.ended:
             hold.lease = self._again(leases, lease, ttl)
         else:
             lease.renew(ttl)
@@ -215,7 +218,7 @@ class Lock(LockBase[Lease]):
 
     def locked(self) -> bool:
         """Return whether anybody holds the lock, by the server's clock."""
-        with redis_errors():
+        with redis_errors:
             return self._leases().show(self.scope, waiters=0).held
 
     def owned(self) -> bool:
@@ -223,5 +226,5 @@ class Lock(LockBase[Lease]):
         hold = self.local.hold
         if hold is None or hold.inherited:
             return False
-        with redis_errors():
+        with redis_errors:
             return self._holder(self._leases().show(self.scope, waiters=0), hold) is not None

@@ -97,7 +97,7 @@ def check_reason(reason: str) -> None:
         raise InvalidArgumentError("reason", reason, rule)
 
 
-def make_terms(
+def make_terms(  # noqa: PLR0917 - `acquire` has the names, and gives them in this order
     ttl: float | timedelta = DEFAULT_TTL_S,
     wait: float | timedelta | None = None,
     mode: LeaseMode | str = LeaseMode.EXCLUSIVE,
@@ -108,19 +108,24 @@ def make_terms(
     renew: bool = True,
 ) -> Terms:
     """Check what the caller wants; every wrong argument is named. Terms used lately are kept."""
+    arguments = (ttl, wait, mode, reentrant, label, on_lost, renew)
     if on_lost in ("cancel", "event"):
         try:
-            return _kept_terms(ttl, wait, mode, owner, reentrant, label, on_lost, renew)
-        except TypeError:
-            pass  # what cannot be hashed is wrong, and is named below
-    return _make_terms(ttl, wait, mode, owner, reentrant, label, on_lost, renew)
+            terms = _kept_terms(*arguments)
+        except TypeError:  # what cannot be hashed is wrong, and is named here
+            terms = _make_terms(*arguments)
+    else:
+        terms = _make_terms(*arguments)
+    if owner is None:
+        return terms
+    _check_text("owner", owner)
+    return terms._replace(owner=owner)
 
 
-def _make_terms(
+def _make_terms(  # noqa: PLR0917 - as above
     ttl: float | timedelta,
     wait: float | timedelta | None,
     mode: LeaseMode | str,
-    owner: str | None,
     reentrant: bool,
     label: str | None,
     on_lost: OnLost,
@@ -131,7 +136,6 @@ def _make_terms(
     except ValueError:
         rule = f"must be one of {', '.join(LeaseMode)}"
         raise InvalidArgumentError("mode", mode, rule) from None
-    _check_text("owner", owner)
     _check_text("label", label)
     for name, flag in (("reentrant", reentrant), ("renew", renew)):
         if type(flag) is not bool:
@@ -142,7 +146,7 @@ def _make_terms(
     ):
         rule = "must be 'cancel', 'event' or a function that is none of a coroutine"
         raise InvalidArgumentError("on_lost", on_lost, rule)
-    return Terms(wanted, check_ttl(ttl), _check_wait(wait), owner, reentrant, label, on_lost, renew)
+    return Terms(wanted, check_ttl(ttl), _check_wait(wait), None, reentrant, label, on_lost, renew)
 
 
 _kept_terms = lru_cache(maxsize=256, typed=True)(_make_terms)

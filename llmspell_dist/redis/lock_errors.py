@@ -10,8 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 from typing import Any, Final
 
 import redis.exceptions
@@ -79,17 +78,34 @@ class LockTimeoutError(_Facts, StoreTimeoutError, redis.exceptions.TimeoutError)
     """The server of a lock did not answer in time."""
 
 
-@contextmanager
-def redis_errors() -> Iterator[None]:
-    """Raise what is raised for a server out of reach as something that redis-py raises too.
+class _RedisErrors:
+    """Raises what is raised for a server out of reach as something that redis-py raises too.
 
     The facts are the same; the error itself is its cause.
     """
-    try:
-        yield
-    except StoreUnavailableError as error:
-        kind = LockTimeoutError if isinstance(error, StoreTimeoutError) else LockStoreError
-        both: StoreUnavailableError = kind(error.server)
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if not isinstance(error, StoreUnavailableError):
+            return
+        both: StoreUnavailableError = (
+            LockTimeoutError(error.server)
+            if isinstance(error, StoreTimeoutError)
+            else LockStoreError(error.server)
+        )
         both.__dict__.update(error.__dict__)
         both.args = error.args
         raise both from error
+
+
+redis_errors: Final = _RedisErrors()
+"""Entered around everything that a lock sends."""
