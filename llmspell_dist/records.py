@@ -162,6 +162,8 @@ class ScopeMeta(NamedTuple):
     policy: bytes
 
 
+DEMANDS_LEASE = 1
+"""A flag of the scope's record: every write needs the lease that the policy names."""
 _META = struct.Struct(">B10sIHIQHB")
 EMPTY_META = ScopeMeta(None, 0, 0, 0, 0, 0, b"")
 

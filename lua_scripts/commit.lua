@@ -217,7 +217,8 @@ for n = 1, item_count do
       local op, kind_class, codec, _, _, _, _, _, _, _, _, ttl_mode = byte(change, 1, 12)
       local a, b = byte(change, 19, 20)
       local s = scopes[a * 256 + b + 1]
-      if s.guard and not (held and held[s.guard]) then
+      if s.guard and not (held and held[s.guard])
+        and not (op == 11 and s.guard == s.key .. ':lease:' .. ARGV[pos + 2]) then -- a policy that is there already
         outcome = 'UNLEASED scope=' .. s.text .. ' lease=' .. sub(s.guard, #s.key + 8)
         break
       end

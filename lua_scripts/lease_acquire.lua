@@ -17,7 +17,7 @@
 -- ARGV[8] label and the like, for people
 -- ARGV[9] its ticket, if it waited before and lost its place, else 0
 -- returns: 1, token, ms until it expires: granted.
---          0, place in the queue from 0, ms until the holder expires, ticket: waiting.
+--          0, place in the queue from 0, ms until the holder expires, ticket, last token: waiting.
 --          -1, code, what is there (mode and holder records, or the cycle as owner and lease in turn): refused.
 -- errors: BUSY HELD OTHERMODE DEADLOCK
 local lease, queue, readers, registry, waits = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
@@ -78,8 +78,9 @@ elseif x and x ~= '' then
       call('ZADD', queue, ticket, nonce)
       call('HSET', waits, owner, nonce .. lease .. '\n')
       -- Whoever grants it later must know how high this client has seen tokens.
-      call('HSET', lease, 'b', '1', 'q', ticket, 't', format('%.0f', math.max(tonumber(first[2]), tonumber(ARGV[5]))))
-      return { 0, place, format('%.0f', expires - now), ticket }
+      local last = format('%.0f', math.max(tonumber(first[2]), tonumber(ARGV[5])))
+      call('HSET', lease, 'b', '1', 'q', ticket, 't', last)
+      return { 0, place, format('%.0f', expires - now), ticket, last }
     end
   end
 end
@@ -217,6 +218,7 @@ local function contended()
     register()
     place = redis.call('ZRANK', queue, nonce)
   end
-  return { 0, place, format('%.0f', math.max(0, soonest_expiry(x) - now())), format('%.0f', ticket) }
+  return { 0, place, format('%.0f', math.max(0, soonest_expiry(x) - now())), format('%.0f', ticket),
+    redis.call('HGET', lease, 't') or '0' }
 end
 return contended()

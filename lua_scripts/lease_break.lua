@@ -62,6 +62,7 @@ if not s.damaged then
   redis.pcall('PUBLISH', s.key, s.rev .. was)
 end
 redis.call('HSET', lease, 'broken', ARGV[5] .. #meant .. ' ' .. id)
-serve(holders())
+local served = serve(holders())
+hurry(u48(meant[1], 9), soonest_expiry(served))
 note_quiet()
 return { #meant, id }

@@ -27,7 +27,8 @@ if mode == 'x' and #token == 8 then
         floor(low / 16777216), floor(low / 65536) % 256, floor(low / 256) % 256, low % 256)
     end
     local a, b, c, d, e, f = byte(r, 9, 14)
-    if ((((a * 256 + b) * 256 + c) * 256 + d) * 256 + e) * 256 + f > now then
+    local expires = ((((a * 256 + b) * 256 + c) * 256 + d) * 256 + e) * 256 + f
+    if expires > now then
       local n = tonumber(found[2] or '0') + 1
       local note, place = char(1) .. p48(now) .. r, 'h:' .. n % 16
       if not found[3] then
@@ -47,14 +48,15 @@ if mode == 'x' and #token == 8 then
         local t1, t2, t3, t4, length = byte(w, 2, 5)
         length = byte(w, 18)
         local next_owner, line = sub(w, 19, 18 + length), head .. lease .. '\n'
-        if (deadline == 0 or deadline > now) and call('HGET', waits, next_owner) == line then
+        local ttl = ((t1 * 256 + t2) * 256 + t3) * 256 + t4
+        -- A shorter time than the others expect is for the long way, which tells them.
+        if (deadline == 0 or deadline > now) and now + ttl >= expires and call('HGET', waits, next_owner) == line then
           local granted = math.max(tonumber(found[4]) + 1, t[1] * 1000000 + t[2])
           local packed = '\0' .. char(floor(granted / 281474976710656)) .. p48(granted % 281474976710656)
           local client = string.gsub(sub(head, 1, 8), '.', function(one) return string.format('%02x', byte(one)) end)
           local channel = string.match(lease, '^[^:]*:{%d+}') .. ':wake:' .. client
           local heard = redis.pcall('PUBLISH', channel, head .. 'g' .. packed)
           if type(heard) == 'number' and heard > 0 then
-            local ttl = ((t1 * 256 + t2) * 256 + t3) * 256 + t4
             local record = packed .. p48(now + ttl) .. p48(now) .. sub(w, 2, 5) .. '\0\1' .. head .. sub(w, 18)
             call('ZREM', queue, head)
             call('HDEL', waits, next_owner)
@@ -113,7 +115,10 @@ local function contended()
     -- Holds that somebody else gave back are not named in the note: their holders are to hear of it.
     note_end(all and rebuild(r, u48(r, 9), u32(r, 21), '') or r, mode == 'x' and 1 or 11, now())
     if redis.call('EXISTS', queue) == 1 then
-      serve(holders())
+      local x = serve(holders())
+      if x or mode == 'x' then
+        hurry(u48(r, 9), soonest_expiry(x))
+      end
     end
     note_quiet()
     return { 1 }

@@ -316,8 +316,7 @@ class Leases(LeaseShell):
     def forget(self) -> None:
         """In a forked child: what is held is the parent's."""
         for grant in self._grants.values():
-            grant.end()
-            grant.lost_because = "it belongs to the process that this one was forked from"
+            grant.disown()
         keep_forever(self._keeper, self._wakes, self._lanes, self._hub)
         self.steps.new_client()
         self._begin()

@@ -147,9 +147,8 @@ def show(
     with _connect(settings) as spell:
         leases = spell.leases
         info = leases.show(scope, name=name, waiters=waiters)
-        required, fence = leases.steps.read_scope(
-            scope, leases.execute(leases.steps.scope_call(scope))
-        )
+        required = leases.requirement(scope)
+        fence = spell.state.stat(scope).fence
     if settings.as_json:
         lists = {
             "waiters": [waiter_document(waiter, info.time) for waiter in info.waiters],

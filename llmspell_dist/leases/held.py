@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from llmspell_dist.errors import LeaseLostError, LeaseNotHeldError
 from llmspell_dist.leases.model import LeaseMode
-from llmspell_dist.leases.steps import not_held
+from llmspell_dist.leases.steps import not_held, why_not
 from llmspell_dist.leases.terms import check_ttl
 
 if TYPE_CHECKING:
@@ -151,9 +151,8 @@ class Held(Generic[S]):
         """Take the answer to a renewal; the seconds for which it holds."""
         grant = self.grant
         if reply[0] != 1:
-            error = not_held(grant.claim, "renew it", reply)
-            grant.lose(error.reason)
-            raise error
+            grant.lose(why_not(reply)[0])
+            raise not_held(grant.claim, "renew it", reply)
         grant.ttl_ms = ttl_ms
         grant.renewed(sent_at)
         self._desk.keep(grant)

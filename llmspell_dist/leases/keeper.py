@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from llmspell_dist.leases.steps import Claim, LeaseSteps
     from llmspell_dist.redis.commands import ScriptCall
+    from llmspell_dist.state.core import Core
 
 __all__ = ["Grant", "Keeper"]
 
@@ -43,6 +44,7 @@ class Grant:
 
     __slots__ = (
         "claim",
+        "cores",
         "ended",
         "lost_because",
         "next_look",
@@ -60,6 +62,8 @@ class Grant:
         self.ended = False
         """Released or lost: nothing renews it any more."""
         self.lost_because = ""
+        self.cores: list[Core] = []
+        """What writes under it."""
         self.next_look = sent_at + renew_after_s(self.ttl_s)
         self.on_lost: Callable[[], None] | None = None
 
@@ -86,6 +90,13 @@ class Grant:
     def end(self) -> None:
         """Note that it was released."""
         self.ended = True
+
+    def disown(self) -> None:
+        """In a forked child: it is the parent's, and the child must not write under it."""
+        self.ended = True
+        self.lost_because = "it belongs to the process that this one was forked from"
+        for core in self.cores:
+            core.disarm()
 
     def lose(self, because: str) -> None:
         """Note that it is held no more, and tell the holder; only the first time counts."""

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Line", "left_s"]
 
+_LEAST_SLEEP_S = 1.0
+
 
 class LineOwner(Protocol):
     """The lease manager, as a line sees it."""
@@ -86,14 +88,19 @@ class Line:
 
     async def _sleep(self, claim: Claim, waiter: Waiter, place: Place, started: float) -> int:
         """Return the token of a grant that wants to be confirmed; 0 when it is time to ask."""
-        look_at = monotonic() + look_again_s(place.place, place.holder_s)
+        # It may go on to one who holds it for a shorter time and dies, and the server's clock may
+        # step back: nobody sleeps for longer than its own time to live.
+        holder_s = min(place.holder_s, max(claim.terms.ttl_s, _LEAST_SLEEP_S))
+        look_at = monotonic() + look_again_s(place.place, holder_s)
         while True:
             left = left_s(started, claim.terms.wait_s)
             pause = max(0.0, look_at - monotonic())
             message = await waiter.next(pause if left is None else min(pause, left))
             kind = message[:1]
             if kind == GRANTED:
-                return int.from_bytes(message[1:9], "big")
+                # One from before we asked is over: it came late, by another connection.
+                token = int.from_bytes(message[1:9], "big")
+                return token if token > place.last_token else 0
             if kind == RESUMED:
                 return 0
             if left_s(started, claim.terms.wait_s) == 0:

@@ -283,8 +283,7 @@ class Leases(LeaseShell):
     def forget(self) -> None:
         """In a forked child: what is held is the parent's, and so is the event loop."""
         for grant in self._grants.values():
-            grant.end()
-            grant.lost_because = "it belongs to the process that this one was forked from"
+            grant.disown()
         keep_forever(self.keeper, self._wakes, self._leaving)
         self.steps.new_client()
         self._begin()

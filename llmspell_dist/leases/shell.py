@@ -5,7 +5,8 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from llmspell_dist.leases.model import LeaseInfo, WaitGraph
+from llmspell_dist.leases.looking import LeaseViews
+from llmspell_dist.leases.model import LeaseInfo, LeaseMode, WaitGraph
 from llmspell_dist.leases.steps import LeaseSteps, not_held
 from llmspell_dist.leases.terms import DEFAULT_NAME, DEFAULT_TTL_S, check_name, make_terms
 
@@ -24,6 +25,7 @@ class LeaseShell:
     def __init__(self, driver: AsyncDriver) -> None:
         self._driver = driver
         self.steps = LeaseSteps(driver.core)
+        self._views = LeaseViews(self.steps)
 
     def __repr__(self) -> str:
         core = self._driver.core
@@ -32,14 +34,20 @@ class LeaseShell:
     # --- by owner and token
 
     async def release(
-        self, scope: str | Scope, *, name: str = DEFAULT_NAME, owner: str, token: int
+        self,
+        scope: str | Scope,
+        *,
+        name: str = DEFAULT_NAME,
+        owner: str,
+        token: int,
+        mode: LeaseMode | str = LeaseMode.EXCLUSIVE,
     ) -> None:
         """Release a lease that is known by owner and token only, with all holds of the owner.
 
         For who has no `Lease` object, as after a restart. Raises `LeaseNotHeldError` if that owner
         does not hold it with that token.
         """
-        claim = self.steps.by_facts(scope, name, owner, token, make_terms())
+        claim = self.steps.by_facts(scope, name, owner, token, make_terms(mode=mode))
         reply = await self._driver.execute(self.steps.release_call(claim, token))
         if reply[0] == 0:
             raise not_held(claim, "release it", reply)
@@ -52,12 +60,13 @@ class LeaseShell:
         owner: str,
         token: int,
         ttl: float | timedelta = DEFAULT_TTL_S,
+        mode: LeaseMode | str = LeaseMode.EXCLUSIVE,
     ) -> None:
         """Renew a lease that is known by owner and token only, once.
 
         Raises `LeaseNotHeldError` if that owner does not hold it with that token.
         """
-        terms = make_terms(ttl=ttl)
+        terms = make_terms(ttl=ttl, mode=mode)
         claim = self.steps.by_facts(scope, name, owner, token, terms)
         reply = await self._driver.execute(self.steps.renew_call(claim, token, terms.ttl_ms))
         if reply[0] == 0:
@@ -69,17 +78,21 @@ class LeaseShell:
         self, scope: str | Scope, *, name: str = DEFAULT_NAME, waiters: int = 100
     ) -> LeaseInfo:
         """Return who holds a lease, who waits (up to `waiters`), and the last holds that ended."""
-        return await self._driver.run(self.steps.show(scope, name, waiters))
+        return await self._driver.run(self._views.show(scope, name, waiters))
 
     async def list(
         self, *, shard: str = "0", limit: int = 100, waiters: int = 0
     ) -> list[LeaseInfo]:
         """Return the leases that are held or waited for, those that end soonest first."""
-        return await self._driver.run(self.steps.listing(shard, limit, waiters))
+        return await self._driver.run(self._views.listing(shard, limit, waiters))
 
     async def graph(self, *, shard: str = "0") -> WaitGraph:
         """Return who waits for whom; its ``deadlocks`` names the cycles."""
-        return await self._driver.run(self.steps.graph(shard))
+        return await self._driver.run(self._views.graph(shard))
+
+    async def requirement(self, scope: str | Scope) -> str | None:
+        """Return the name of the lease that every write of a scope must carry; None: none."""
+        return await self._driver.run(self._views.requirement(scope))
 
     # --- changing
 
@@ -97,7 +110,7 @@ class LeaseShell:
         change log keeps who did it (actor), whose it was and the reason; the revision is that
         entry's. Raises `LeaseNotHeldError` if nobody holds it so.
         """
-        _, revision = await self._driver.run(self.steps.break_lease(scope, name, reason, token))
+        _, revision = await self._driver.run(self._views.break_lease(scope, name, reason, token))
         return revision
 
     async def require(
@@ -111,11 +124,11 @@ class LeaseShell:
         """
         check_name(name)  # None would lift it
         core = self._driver.core if lease is None else lease.core
-        return await self._driver.run(self.steps.require(core, scope, name))
+        return await self._driver.run(self._views.require(core, scope, name))
 
     async def unrequire(self, scope: str | Scope, *, lease: Lease) -> bool:
         """Let a scope be written without a lease again; this write needs it for the last time.
 
         Returns whether there was a requirement.
         """
-        return await self._driver.run(self.steps.require(lease.core, scope, None))
+        return await self._driver.run(self._views.require(lease.core, scope, None))

@@ -11,9 +11,6 @@ import socket
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import msgpack
-
-from llmspell_dist.changes import Op
 from llmspell_dist.errors import (
     DeadlockError,
     InvalidArgumentError,
@@ -25,10 +22,8 @@ from llmspell_dist.errors import (
 from llmspell_dist.leases.model import (
     LeaseHolder,
     LeaseInfo,
-    WaitEdge,
-    WaitGraph,
 )
-from llmspell_dist.leases.terms import DEFAULT_NAME, check_name, check_reason
+from llmspell_dist.leases.terms import DEFAULT_NAME, check_name
 from llmspell_dist.leases.wire import (
     MODES,
     NONCE_BYTES,
@@ -38,20 +33,17 @@ from llmspell_dist.leases.wire import (
     read_past,
     read_waiter,
 )
-from llmspell_dist.records import unpack_meta
-from llmspell_dist.redis.commands import Command, ScriptCall
-from llmspell_dist.redis.commits import Fence, change
-from llmspell_dist.redis.resp import pack
+from llmspell_dist.redis.commands import ScriptCall
+from llmspell_dist.redis.commits import Fence
 from llmspell_dist.redis.scripts import load_script
-from llmspell_dist.revision import Revision, from_ms
-from llmspell_dist.scope import Scope, decode_part
+from llmspell_dist.revision import from_ms
+from llmspell_dist.scope import Scope
 
 if TYPE_CHECKING:
     from llmspell_dist.leases.keeper import Grant
     from llmspell_dist.leases.terms import Terms
     from llmspell_dist.redis.commits import ScopeKey
     from llmspell_dist.state.core import Core
-    from llmspell_dist.state.steps import Steps
 
 __all__ = ["Claim", "LeaseSteps", "Place", "Target"]
 
@@ -60,7 +52,6 @@ MAX_WAITERS_SHOWN: Final = 1000
 MAX_LISTED: Final = 1000
 _REGISTRY_PAGE: Final = 500
 _TRY_ONCE, _NO_END = 0, -1
-_DEMANDS: Final = 1
 """Flag of a scope's `$$`: a lease's name stands behind it."""
 
 
@@ -102,6 +93,8 @@ class Place(NamedTuple):
     holder_s: float
     """Seconds until the time of the present holder is over."""
     ticket: bytes
+    last_token: int
+    """A grant that comes from now on has a higher one."""
 
 
 class LeaseSteps:
@@ -164,9 +157,10 @@ class LeaseSteps:
                 self._infos.clear()
             info = pack_info(terms.label, self._host, self._pid)
             self._infos[terms.label] = info
-        return Claim(target, terms, owner.encode(), self._nonce(), info)
+        return Claim(target, terms, owner.encode(), self.new_nonce(), info)
 
-    def _nonce(self) -> bytes:
+    def new_nonce(self) -> bytes:
+        """Return a number that no other request of any client has."""
         return self.client + next(self._numbers).to_bytes(NONCE_BYTES - 8, "big")
 
     # --- taking and giving back
@@ -213,7 +207,7 @@ class LeaseSteps:
         if verdict == 1:
             return self.seen(int(reply[1]))
         if verdict == 0:
-            return Place(int(reply[1]), int(reply[2]) / 1000, reply[3])
+            return Place(int(reply[1]), int(reply[2]) / 1000, reply[3], int(reply[4]))
         raise self._refusal(claim, reply[1], reply[2:], waited_s)
 
     def read_try(self, claim: Claim, reply: list[Any], may_wait: bool) -> int | None:
@@ -280,9 +274,11 @@ class LeaseSteps:
 
     def fenced_core(self, *grants: Grant) -> Core:
         """Return a core whose every commit carries these grants."""
-        return self.core.fenced(
-            [self.fence(g.claim.target, g.claim.owner, g.token) for g in grants]
-        )
+        fences = [self.fence(g.claim.target, g.claim.owner, g.token) for g in grants]
+        core = self.core.fenced(fences)
+        for grant in grants:
+            grant.cores.append(core)
+        return core
 
     # --- by facts, without a handle
 
@@ -295,19 +291,9 @@ class LeaseSteps:
         if not isinstance(owner, str) or not owner:
             raise InvalidArgumentError("owner", owner, "must be the owner of the lease")
         # A release that is sent again is known by its nonce; the longer one means all holds.
-        return Claim(self.target(scope, name), terms, owner.encode(), b"*" + self._nonce(), b"")
+        return Claim(self.target(scope, name), terms, owner.encode(), b"*" + self.new_nonce(), b"")
 
     # --- looking
-
-    def show(self, scope: str | Scope, name: str, waiters: int) -> Steps[LeaseInfo]:
-        """Everything about one lease."""
-        if type(waiters) is not int or not 0 <= waiters <= MAX_WAITERS_SHOWN:
-            rule = f"must be an int from 0 to {MAX_WAITERS_SHOWN:,}"
-            raise InvalidArgumentError("waiters", waiters, rule)
-        return (yield from self._show(self.target(scope, name), waiters))
-
-    def _show(self, target: Target, waiters: int) -> Steps[LeaseInfo]:
-        return self.read_show(target, (yield self.show_call(target, waiters)))
 
     def show_call(self, target: Target, waiters: int) -> ScriptCall:
         """Ask for everything about a lease."""
@@ -332,112 +318,6 @@ class LeaseSteps:
             tuple(read_past(raw) for raw in ended if raw),
         )
 
-    def scope_call(self, scope: str | Scope) -> Command:
-        """Ask what a scope demands of its writers and has seen of their tokens."""
-        return Command(pack(b"HGET", self.core.scope_key(scope).hash, b"$$"), "HGET")
-
-    def read_scope(self, scope: str | Scope, raw: bytes | None) -> tuple[str | None, int]:
-        """Return the lease that every write must carry (None: none), and the highest fence."""
-        meta = unpack_meta(raw, self.core.scope_key(scope).scope.text)
-        if not meta.flags & _DEMANDS:
-            return None, meta.fence
-        return decode_part(meta.policy[1 : 1 + meta.policy[0]].decode(), "name"), meta.fence
-
-    def listing(self, shard: str, limit: int, waiters: int) -> Steps[list[LeaseInfo]]:
-        """Return the leases of a shard that are held or waited for, first those that end first."""
-        if type(limit) is not int or not 1 <= limit <= MAX_LISTED:
-            raise InvalidArgumentError("limit", limit, f"must be an int from 1 to {MAX_LISTED:,}")
-        registry = self.core.keyspace.leases(shard)
-        found: dict[bytes, LeaseInfo] = {}
-        cursor = b"0"
-        while True:  # the registry has the leases that ended, too, until they are forgotten
-            request = pack(b"ZSCAN", registry, cursor, b"COUNT", _REGISTRY_PAGE)
-            cursor, flat = yield Command(request, "ZSCAN", bulk=True)
-            keys = flat[::2]
-            looks: list[Command | ScriptCall] = [
-                Command(pack(b"HMGET", key, b"x", b"b"), "HMGET", bulk=True) for key in keys
-            ]
-            answers = (yield looks) if looks else []
-            for key, (held, busy) in zip(keys, answers, strict=True):
-                if held or busy:
-                    parsed = self.core.keyspace.parse(key)
-                    target = self.target(parsed.scope or "global", parsed.extra or DEFAULT_NAME)
-                    info = yield from self._show(target, waiters)
-                    if info.held or info.waiting:
-                        found[key] = info
-            if cursor == b"0" or len(found) >= limit:
-                break
-        ordered = sorted(found.values(), key=lambda info: [one.expires for one in info.holders])
-        return ordered[:limit]
-
-    def graph(self, shard: str) -> Steps[WaitGraph]:
-        """Who waits for whom in a shard."""
-        request = pack(b"HGETALL", self.core.keyspace.waits(shard))
-        reply = yield Command(request, "HGETALL", bulk=True)
-        waits = (
-            reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
-        )
-        holders: dict[bytes, tuple[Target, list[str]]] = {}
-        edges = []
-        for owner, lines in waits.items():
-            for line in split_waits(lines):
-                key = line[NONCE_BYTES:]
-                if key not in holders:
-                    parsed = self.core.keyspace.parse(key)
-                    target = self.target(parsed.scope or "global", parsed.extra or DEFAULT_NAME)
-                    info = yield from self._show(target, 0)
-                    holders[key] = target, [holder.owner for holder in info.holders]
-                target, held = holders[key]
-                waiter = owner.decode("utf-8", "replace")
-                edges += [WaitEdge(waiter, target.text, target.name, holder) for holder in held]
-        return WaitGraph(tuple(dict.fromkeys(edges)))
-
-    # --- changing
-
-    def break_lease(
-        self, scope: str | Scope, name: str, reason: str, token: int | None
-    ) -> Steps[tuple[int, Revision | None]]:
-        """Take a lease from who holds it; how many lost it, and the revision in the log."""
-        check_reason(reason)
-        if token is not None and (type(token) is not int or not 0 < token < 2**53):
-            raise InvalidArgumentError("token", token, "must be the int of a holder, or None")
-        target = self.target(scope, name)
-        info = yield from self._show(target, 0)
-        meant = [holder for holder in info.holders if token in (None, holder.token)]
-        said = {
-            "lease": name,
-            "reason": reason,
-            "holders": [[holder.owner, holder.label, holder.token] for holder in meant],
-        }
-        keyspace = self.core.keyspace
-        reply = yield ScriptCall(
-            load_script("lease_break"),
-            (
-                *target.keys,
-                *(keyspace.log(target.shard), keyspace.due(target.shard), target.scope.hash),
-            ),
-            (
-                b"" if token is None else token.to_bytes(8, "big"),
-                target.scope.text,
-                msgpack.packb(said),
-                self.core.meta(),
-                self._nonce(),
-            ),
-        )
-        if not reply[0]:
-            why = "nobody holds it" if token is None else f"nobody holds it with token {token}"
-            current = info.holders[0] if info.holders else None
-            raise LeaseNotHeldError(target.text, name, "break it", why, current=current)
-        return int(reply[0]), Revision.parse(reply[1])
-
-    def require(self, core: Core, scope: str | Scope, name: str | None) -> Steps[bool]:
-        """Let every write of a scope need a lease, or none; whether that is new."""
-        scope_key = core.scope_key(scope)
-        payload = b"" if name is None else check_name(name).encode()
-        commit = core.commit((scope_key,), (change(Op.POLICY, b"", payload),))
-        done = yield from core.carry_out(commit)
-        return done.results == [b"1"]
-
 
 _WHY: Final = {
     b"EXPIRED": "its time was over",
@@ -445,16 +325,6 @@ _WHY: Final = {
     b"GONE": "it was released or broken, or its time was over",
     b"LOST": "the server does not know it: its data was lost or went back",
 }
-
-
-def split_waits(lines: bytes) -> list[bytes]:
-    """Split what ``waits`` holds for an owner: a nonce of 12 bytes, which may be any, and a key."""
-    found, at = [], 0
-    while at < len(lines):
-        stop = lines.index(b"\n", at + NONCE_BYTES)
-        found.append(lines[at:stop])
-        at = stop + 1
-    return found
 
 
 def why_not(reply: list[Any]) -> tuple[str, LeaseHolder | None]:

@@ -135,6 +135,10 @@ class Core:
         self._said_fence = packb("f") + packb(fences[0].token) if fences else b""
         self.default_meta = self._with_fence(self._unfenced_meta)
 
+    def disarm(self) -> None:
+        """Carry tokens that were never granted: every write is refused from now on."""
+        self._carry(tuple(fence._replace(token=0) for fence in self.fences))
+
     def _with_fence(self, packed: bytes) -> bytes:
         if not self._said_fence:
             return packed

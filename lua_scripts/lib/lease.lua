@@ -196,3 +196,14 @@ local function serve(x, count)
   end
   return x, count
 end
+
+-- Who waits sleeps until the time is over that the holder had when it asked. If the next holder has less, it might die
+-- unnoticed: the first in line are told to ask again.
+local function hurry(before, soonest)
+  if soonest < before then
+    local first = redis.call('ZRANGE', queue, 0, 2)
+    for i = 1, #first do
+      wake(first[i], 'r')
+    end
+  end
+end
