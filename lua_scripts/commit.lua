@@ -134,7 +134,10 @@ if lease_count > 0 then
     elseif sub(r, owner_at, owner_at + #owner - 1) ~= owner then
       return 'owner'
     end
-    for i = 1, s and 8 or 0 do -- byte by byte: Lua compares strings as the locale sorts them
+    if not s or sub(s.tail, 1, 8) == token then
+      return nil
+    end
+    for i = 1, 8 do -- byte by byte: Lua compares strings as the locale sorts them
       local seen, given = byte(s.tail, i), byte(token, i)
       if given > seen then
         s.fence = token
@@ -146,7 +149,12 @@ if lease_count > 0 then
   end
 
   -- The fences of an item: nil and the keys of the leases that it holds, or why it is refused.
+  -- Those of the item before need no second look: nothing that happens in between can end a lease.
+  local checked, checked_held
   check_fences = function(fences)
+    if fences == checked then
+      return nil, checked_held
+    end
     local held, pos, n = {}, 1, 0
     while pos <= #fences do
       local a, b, c, d = byte(fences, pos, pos + 3)
@@ -164,6 +172,7 @@ if lease_count > 0 then
       end
       held[key], pos, n = true, stop + 1, n + 1
     end
+    checked, checked_held = fences, held
     return nil, held
   end
 end

@@ -27,6 +27,8 @@ __all__ = ["ROWS"]
 
 _SCOPE = "agent:leased"
 _TTL_S = 10
+_PINGS = "two pings"
+"""What two round trips cost that do nothing: no acquire and release can be faster."""
 _PROCESSES, _EACH = 4, 5
 _ASKING = ("evalsha", "eval", "ping", "subscribe")
 """What a client sends for leases; commands inside a script are counted with the script."""
@@ -50,10 +52,15 @@ async def _cycle(bench: Bench) -> Samples:
             async with Lock(plain, "lock", timeout=_TTL_S):
                 pass
 
+        async def bound(_: int, __: int) -> None:
+            await spell.ping()
+            await spell.ping()
+
         samples = await bench.interleave(
             [
                 Arm(OURS, lambda count: one_by_one(count, ours)),
                 Arm(REDIS_PY, lambda count: one_by_one(count, peer)),
+                Arm(_PINGS, lambda count: one_by_one(count, bound)),
             ]
         )
         info = await spell.leases.show(_SCOPE)
@@ -233,7 +240,14 @@ async def _fenced(bench: Bench) -> Samples:
 
 
 ROWS = (
-    Row("lease_cycle", _cycle, (Pair("lease_cycle", OURS, REDIS_PY),)),
+    Row(
+        "lease_cycle",
+        _cycle,
+        (
+            Pair("lease_cycle", OURS, REDIS_PY),
+            Pair("lease_cycle: two pings of ours, the bound", _PINGS, REDIS_PY),
+        ),
+    ),
     Row("lease_cycle_uvloop", _cycle, (Pair("lease_cycle: uvloop", OURS, REDIS_PY),), "uvloop"),
     Row("sync_lease_cycle", _sync_cycle, (Pair("lease_cycle: blocking", OURS, REDIS_PY),)),
     Row(

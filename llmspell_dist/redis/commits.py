@@ -11,6 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 from zlib import crc32
 
@@ -103,10 +104,11 @@ class Fence(NamedTuple):
     scope: str
     name: str
 
-    @property
-    def packed(self) -> bytes:
-        """Token, length of the owner, owner."""
-        return self.token.to_bytes(8, "big") + bytes((len(self.owner),)) + self.owner
+
+@lru_cache(maxsize=1024)
+def _pack_fence(token: int, owner: bytes) -> bytes:
+    """Token, length of the owner, owner: the same for every write under a lease."""
+    return token.to_bytes(8, "big") + bytes((len(owner),)) + owner
 
 
 class ScopeKey(NamedTuple):
@@ -340,7 +342,7 @@ def _fences(commit: Commit, places: Sequence[bytes], leases: dict[bytes, int]) -
         for scope, at in zip(commit.scopes, places, strict=True):
             if scope.hash == fence.scope_hash:
                 place = at
-        parts.append(index.to_bytes(2, "big") + place + fence.packed)
+        parts.append(_INDEX[index] + place + _pack_fence(fence.token, fence.owner))
     return b"".join(parts)
 
 

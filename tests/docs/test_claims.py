@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import llmspell_dist
+import llmspell_dist.compat
 from llmspell_dist import Options, StateClass, StateManager, errors
 from llmspell_dist.config import parse_url
 from llmspell_dist.scope import Scope, ScopeKind
@@ -52,7 +53,7 @@ def test_the_tree_of_errors_is_complete_and_true() -> None:
     classes = {cls.__name__: cls for cls in errors.error_classes().values()}
     real = {
         name: (
-            "" if cls is errors.SpellError else cls.__mro__[1].__name__,
+            "" if cls is errors.SpellError else next(base.__name__ for base in cls.__mro__[1:] if base.__name__[0] != "_"),
             cls.code,
             bool(cls.retryable),
         )

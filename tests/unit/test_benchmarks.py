@@ -193,4 +193,4 @@ def test_a_quick_run_measures_every_row(benchmarks_on_path: Path, tmp_path: Path
     assert done.returncode == 0, done.stdout + done.stderr
     lines = json.loads((tmp_path / "out" / "bench.json").read_text(encoding="utf-8"))
     assert {"name", "ours", "peer", "unit", "ratio", "target", "met"} <= set(lines[0])
-    assert sum(line["target"] is not None for line in lines) == 15
+    assert sum(line["target"] is not None for line in lines) == 22
