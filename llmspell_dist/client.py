@@ -97,10 +97,13 @@ class Spell:
             housekeeper.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await housekeeper
-        await self.leases.close()
-        await self._hub.close()
-        await self._lanes.close()
-        self._assembly.release()
+        # One after the other, whatever happens to the one before: a caller that is cancelled here
+        # leaves no socket behind.
+        async with contextlib.AsyncExitStack() as stack:
+            stack.callback(self._assembly.release)
+            stack.push_async_callback(self._lanes.close)
+            stack.push_async_callback(self._hub.close)
+            stack.push_async_callback(self.leases.close)
 
     async def __aenter__(self) -> Self:
         return self

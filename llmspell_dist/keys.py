@@ -63,7 +63,8 @@ def validate_key(key: str) -> bytes:
     try:
         return _fields[key]
     except (KeyError, TypeError):
-        field = key.encode() if type(key) is str and _COMMON(key) else _checked_field(key)
+        pass
+    field = key.encode() if type(key) is str and _COMMON(key) else _checked_field(key)
     if len(_fields) < _CACHE_LIMIT:  # and no further: to clear and fill it again would cost more
         _fields[key] = field
     return field

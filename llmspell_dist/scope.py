@@ -244,7 +244,8 @@ class Scope:
         try:
             return _PARSED[scope]
         except (KeyError, TypeError):
-            parsed = cls.parse(scope)
+            pass  # and outside of it, so that an error does not show this one
+        parsed = cls.parse(scope)
         if len(_PARSED) >= _PARSED_LIMIT:
             # Clearing costs less than keeping an order, and single evictions from the front of a
             # dict get slower with each one.

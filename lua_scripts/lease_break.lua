@@ -13,6 +13,7 @@
 -- ARGV[3] what the log says about it: name, holder, reason
 -- ARGV[4] log metadata: who did it
 -- ARGV[5] nonce of this break: sent twice, it hits the same holders
+-- ARGV[6] what the holders are told, and whoever looks at the lease: MessagePack list of reason and actor
 -- returns: how many holders lost it, the revision of the log entry or nil.
 --- @include "lib/scope"
 --- @include "lib/log"
@@ -49,10 +50,10 @@ for i = 1, #meant do
   else
     redis.call('HDEL', readers, (holder_owner(r)))
   end
-  note_end(r, r == x and 3 or 13, now())
+  note_end(r, r == x and 3 or 13, now(), ARGV[6])
   local nonces = holds_of(r)
   for at = 1, #nonces, 12 do
-    wake(sub(nonces, at, at + 11), 'b' .. sub(r, 1, 8))
+    wake(sub(nonces, at, at + 11), 'b' .. ARGV[6])
   end
 end
 if not s.damaged then

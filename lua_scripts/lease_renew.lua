@@ -6,7 +6,8 @@
 -- ARGV[2] owner
 -- ARGV[3] token: 8 bytes
 -- ARGV[4] ttl in ms
--- returns: 1, ms until it expires; or 0, why it cannot (EXPIRED, TAKEN, GONE, LOST), the holder's record or nothing.
+-- returns: 1, ms until it expires; or 0, why it cannot (EXPIRED, TAKEN, GONE, LOST), the holder's record, or of one that is
+--          gone how its hold ended, or nothing.
 local lease = KEYS[1]
 local floor, format, byte, char, sub = math.floor, string.format, string.byte, string.char, string.sub
 local t = redis.call('TIME')
@@ -19,7 +20,9 @@ else
 end
 if not r or r == '' then
   -- A lease that ended here is remembered; one that is not known at all was lost with the server's data.
-  return { 0, redis.call('EXISTS', lease) == 1 and 'GONE' or 'LOST' }
+  local n = redis.call('HGET', lease, 'ended')
+  local ended = n and redis.call('HGET', lease, 'h:' .. n % 16)
+  return { 0, redis.call('EXISTS', lease) == 1 and 'GONE' or 'LOST', ended or nil }
 end
 local a, b, c, d, e, f = byte(r, 9, 14)
 local expires = ((((a * 256 + b) * 256 + c) * 256 + d) * 256 + e) * 256 + f

@@ -19,9 +19,10 @@ from llmspell_dist.blocking.background import Background
 from llmspell_dist.errors import LeaseNotHeldError, SpellError
 from llmspell_dist.leases.group import in_order
 from llmspell_dist.leases.held import Held, HeldGroup
-from llmspell_dist.leases.keeper import BROKEN_BY_FORCE, Grant, Keeper
+from llmspell_dist.leases.keeper import Grant, Keeper
 from llmspell_dist.leases.line import Line, left_s
 from llmspell_dist.leases.model import LeaseMode
+from llmspell_dist.leases.steps import broken_because
 from llmspell_dist.leases.terms import (
     DEFAULT_NAME,
     DEFAULT_TTL_S,
@@ -29,6 +30,7 @@ from llmspell_dist.leases.terms import (
     make_terms,
 )
 from llmspell_dist.leases.waiting import Wakes
+from llmspell_dist.leases.wire import read_said
 from llmspell_dist.redis.fork import keep_forever, on_fork
 from llmspell_dist.redis.hub import Hub
 from llmspell_dist.redis.lanes import Lanes
@@ -308,10 +310,10 @@ class Leases(LeaseShell):
         """Take note that a grant is over."""
         self._grants.pop(grant.claim.nonce, None)
 
-    def _broken(self, nonce: bytes) -> None:
+    def _broken(self, nonce: bytes, said: bytes) -> None:
         grant = self._grants.get(nonce)
         if grant is not None:
-            grant.lose(BROKEN_BY_FORCE)
+            grant.lose(broken_because(*read_said(said)))
 
     def forget(self) -> None:
         """In a forked child: what is held is the parent's."""

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from llmspell_dist.cli.wording import spoken
+from llmspell_dist.leases.model import LeaseHow
 
 if TYPE_CHECKING:
     from llmspell_dist.leases.model import (
@@ -44,7 +45,7 @@ LEASE_COLUMNS: Final = (
 )
 HOLDER_COLUMNS: Final = ("", "MODE", "HOLDER", "TOKEN", "SINCE", "HELD FOR", "TTL", "EXPIRES")
 WAITER_COLUMNS: Final = ("", "MODE", "WHO", "SINCE", "WAITED", "GIVES UP", "CONNECTED")
-PAST_COLUMNS: Final = ("", "HOW", "MODE", "HOLDER", "TOKEN", "ENDED", "HELD FOR")
+PAST_COLUMNS: Final = ("", "HOW", "MODE", "HOLDER", "TOKEN", "ENDED", "HELD FOR", "WHY")
 BROKEN_COLUMNS: Final = ("REVISION", "HOLDER", "MODE", "TOKEN", "HELD FOR")
 
 
@@ -104,6 +105,8 @@ def waiter_document(waiter: LeaseWaiter, now: datetime) -> dict[str, Any]:
 def past_document(past: LeasePast) -> dict[str, Any]:
     """Return a hold that has ended, and how."""
     ended = {"how": str(past.how), "ended": _iso(past.ended), "held_s": round(past.held_s, 3)}
+    if past.how is LeaseHow.BROKEN:
+        ended |= {"reason": past.reason, "actor": past.actor}
     return _identity(past.holder) | {"token": past.holder.token} | ended
 
 
@@ -193,7 +196,8 @@ def past_row(past: LeasePast) -> tuple[str, ...]:
     """Return an ended hold as the cells of a table."""
     holder, ended = past.holder, _cell(past.ended)
     facts = (str(past.how), str(holder.mode), who(holder), str(holder.token), ended)
-    return ("past", *facts, spoken(past.held_s))
+    why = " by ".join(part for part in (past.reason, past.actor) if part)
+    return ("past", *facts, spoken(past.held_s), why)
 
 
 def broken_row(holder: LeaseHolder, revision: str, now: datetime) -> tuple[str, ...]:

@@ -125,7 +125,7 @@ class AsyncLock(LockBase[Lease]):
             claim = lease.grant.claim
             reply = await leases.execute(leases.steps.release_call(claim, lease.token))
             if reply[0] == 0:
-                raise not_held(claim, "release it", reply)
+                raise not_held(claim, "release it", reply, lease.token)
 
     async def __aexit__(
         self,

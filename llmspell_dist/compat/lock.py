@@ -132,7 +132,7 @@ class Lock(LockBase[Lease]):
             claim = lease.grant.claim
             reply = leases.execute(leases.steps.release_call(claim, lease.token))
             if reply[0] == 0:
-                raise not_held(claim, "release it", reply)
+                raise not_held(claim, "release it", reply, lease.token)
 
     def __exit__(
         self,

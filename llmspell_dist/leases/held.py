@@ -151,8 +151,8 @@ class Held(Generic[S]):
         """Take the answer to a renewal; the seconds for which it holds."""
         grant = self.grant
         if reply[0] != 1:
-            grant.lose(why_not(reply)[0])
-            raise not_held(grant.claim, "renew it", reply)
+            grant.lose(why_not(reply, grant.token)[0])
+            raise not_held(grant.claim, "renew it", reply, grant.token)
         grant.ttl_ms = ttl_ms
         grant.renewed(sent_at)
         self._desk.keep(grant)
@@ -161,7 +161,7 @@ class Held(Generic[S]):
     def released(self, reply: list[Any]) -> None:
         """Take the answer to a release."""
         if reply[0] == 0:
-            raise not_held(self.grant.claim, "release it", reply)
+            raise not_held(self.grant.claim, "release it", reply, self.grant.token)
 
     def end(self) -> None:
         """Nothing renews it any more."""

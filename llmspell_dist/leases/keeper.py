@@ -31,9 +31,6 @@ logger.addHandler(logging.NullHandler())
 _UNTIDY = 1024
 
 
-BROKEN_BY_FORCE = "it was broken by force"
-
-
 class Grant:
     """A lease that was granted, and until when it counts as held here.
 
@@ -213,7 +210,7 @@ class Keeper:
             grant.renewed(sent_at)
             self._look(grant, grant.next_look)
         else:
-            grant.lose(why_not(reply)[0])
+            grant.lose(why_not(reply, grant.token)[0])
 
     async def close(self) -> None:
         """Stop; nothing is renewed any more."""

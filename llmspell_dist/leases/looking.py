@@ -10,7 +10,7 @@ from llmspell_dist.changes import Op
 from llmspell_dist.errors import InvalidArgumentError, LeaseNotHeldError
 from llmspell_dist.leases.model import LeaseInfo, WaitEdge, WaitGraph
 from llmspell_dist.leases.terms import DEFAULT_NAME, check_name, check_reason
-from llmspell_dist.leases.wire import NONCE_BYTES
+from llmspell_dist.leases.wire import NONCE_BYTES, pack_said
 from llmspell_dist.records import DEMANDS_LEASE, unpack_meta
 from llmspell_dist.redis.commands import Command, ScriptCall
 from llmspell_dist.redis.commits import change
@@ -132,6 +132,7 @@ class LeaseViews:
                 msgpack.packb(said),
                 self.core.meta(),
                 self.steps.new_nonce(),
+                pack_said(reason, self.core.actor()),
             ),
         )
         if not reply[0]:

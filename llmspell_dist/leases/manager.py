@@ -15,10 +15,11 @@ from weakref import WeakKeyDictionary
 from llmspell_dist.errors import SpellError
 from llmspell_dist.leases.group import LeaseGroup, in_order
 from llmspell_dist.leases.holding import Lease
-from llmspell_dist.leases.keeper import BROKEN_BY_FORCE, Grant, Keeper
+from llmspell_dist.leases.keeper import Grant, Keeper
 from llmspell_dist.leases.line import Line, left_s
 from llmspell_dist.leases.model import LeaseMode
 from llmspell_dist.leases.shell import LeaseShell
+from llmspell_dist.leases.steps import broken_because
 from llmspell_dist.leases.terms import (
     DEFAULT_NAME,
     DEFAULT_TTL_S,
@@ -27,6 +28,7 @@ from llmspell_dist.leases.terms import (
     make_terms,
 )
 from llmspell_dist.leases.waiting import Channel, Wakes
+from llmspell_dist.leases.wire import read_said
 from llmspell_dist.redis.fork import keep_forever, on_fork
 
 if TYPE_CHECKING:
@@ -273,10 +275,10 @@ class Leases(LeaseShell):
         """Take note that a grant is over."""
         self._grants.pop(grant.claim.nonce, None)
 
-    def _broken(self, nonce: bytes) -> None:
+    def _broken(self, nonce: bytes, said: bytes) -> None:
         grant = self._grants.get(nonce)
         if grant is not None:
-            grant.lose(BROKEN_BY_FORCE)
+            grant.lose(broken_because(*read_said(said)))
 
     # --- the end
 

@@ -81,6 +81,10 @@ class LeasePast:
     holder: LeaseHolder
     how: LeaseHow
     ended: datetime
+    reason: str | None = None
+    """Why it was broken."""
+    actor: str | None = None
+    """Who broke it."""
 
     @property
     def held_s(self) -> float:

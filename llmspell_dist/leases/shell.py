@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from llmspell_dist.errors import InvalidArgumentError
 from llmspell_dist.leases.looking import LeaseViews
 from llmspell_dist.leases.model import LeaseInfo, LeaseMode, WaitGraph
 from llmspell_dist.leases.steps import LeaseSteps, not_held
@@ -50,7 +51,7 @@ class LeaseShell:
         claim = self.steps.by_facts(scope, name, owner, token, make_terms(mode=mode))
         reply = await self._driver.execute(self.steps.release_call(claim, token))
         if reply[0] == 0:
-            raise not_held(claim, "release it", reply)
+            raise not_held(claim, "release it", reply, token)
 
     async def renew(
         self,
@@ -70,7 +71,7 @@ class LeaseShell:
         claim = self.steps.by_facts(scope, name, owner, token, terms)
         reply = await self._driver.execute(self.steps.renew_call(claim, token, terms.ttl_ms))
         if reply[0] == 0:
-            raise not_held(claim, "renew it", reply)
+            raise not_held(claim, "renew it", reply, token)
 
     # --- looking
 
@@ -131,4 +132,6 @@ class LeaseShell:
 
         Returns whether there was a requirement.
         """
+        if not hasattr(lease, "core"):
+            raise InvalidArgumentError("lease", lease, "must be the lease that the scope demands")
         return await self._driver.run(self._views.require(lease.core, scope, None))

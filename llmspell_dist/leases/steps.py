@@ -21,6 +21,7 @@ from llmspell_dist.errors import (
 )
 from llmspell_dist.leases.model import (
     LeaseHolder,
+    LeaseHow,
     LeaseInfo,
 )
 from llmspell_dist.leases.terms import DEFAULT_NAME, check_name
@@ -327,14 +328,27 @@ _WHY: Final = {
 }
 
 
-def why_not(reply: list[Any]) -> tuple[str, LeaseHolder | None]:
-    """Read why a lease could not be renewed or released, and who holds it now."""
-    current = read_holder(reply[2]) if reply[1] == b"TAKEN" else None
-    return _WHY[reply[1]], current
+def why_not(reply: list[Any], token: int) -> tuple[str, LeaseHolder | None]:
+    """Read why a lease with this token could not be renewed or released, and who holds it now."""
+    code, *found = reply[1:]
+    if code == b"GONE" and found:
+        past = read_past(found[0])
+        if past.holder.token == token:
+            ended = f" at {past.ended:%H:%M:%S} UTC"
+            if past.how is LeaseHow.BROKEN:
+                return broken_because(past.reason, past.actor) + ended, None
+            return f"it {'was ' if past.how is LeaseHow.RELEASED else ''}{past.how}{ended}", None
+    return _WHY[code], read_holder(found[0]) if code == b"TAKEN" else None
 
 
-def not_held(claim: Claim, operation: str, reply: list[Any]) -> LeaseNotHeldError:
+def broken_because(reason: str | None, actor: str | None) -> str:
+    """Say to a holder why it lost its lease."""
+    by = f" by {actor}" if actor else ""
+    return f"it was broken by force{by}: {reason}" if reason else f"it was broken by force{by}"
+
+
+def not_held(claim: Claim, operation: str, reply: list[Any], token: int) -> LeaseNotHeldError:
     """Return the error for a lease that is not held any more."""
-    why, current = why_not(reply)
+    why, current = why_not(reply, token)
     target = claim.target
     return LeaseNotHeldError(target.text, target.name, operation, why, current=current)

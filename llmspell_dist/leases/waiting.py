@@ -71,10 +71,13 @@ def _resolve(future: asyncio.Future[None]) -> None:
 class Wakes:
     """Hands the messages of this client's channels to those whom they concern.
 
-    `broken` is called with the nonce of a grant that somebody took away by force.
+    `broken` is called with the nonce of a grant that somebody took away by force, and what was
+    said about it.
     """
 
-    def __init__(self, steps: LeaseSteps, hub: Channel, broken: Callable[[bytes], None]) -> None:
+    def __init__(
+        self, steps: LeaseSteps, hub: Channel, broken: Callable[[bytes, bytes], None]
+    ) -> None:
         self._steps = steps
         self._hub = hub
         self._broken = broken
@@ -109,7 +112,7 @@ class Wakes:
     def _hear(self, message: bytes) -> None:
         nonce, what = message[:NONCE_BYTES], message[NONCE_BYTES:]
         if what[:1] == BROKEN:
-            self._broken(nonce)
+            self._broken(nonce, what[1:])
             return
         waiter = self._waiters.get(nonce)
         if waiter is not None:

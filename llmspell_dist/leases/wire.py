@@ -21,9 +21,11 @@ __all__ = [
     "MODES",
     "NONCE_BYTES",
     "pack_info",
+    "pack_said",
     "read_holder",
     "read_holders",
     "read_past",
+    "read_said",
     "read_waiter",
 ]
 
@@ -93,7 +95,29 @@ def read_waiter(raw: bytes, connected: bool) -> LeaseWaiter:
 
 
 def read_past(raw: bytes) -> LeasePast:
-    """Read a hold that has ended: how 1 (10 more of a reader's), when 6, the holder's record."""
+    """Read a hold that has ended: how 1 (10 more of a reader's), when 6, the holder's record.
+
+    Before the record of a broken one stands what was said about it: length 2, text.
+    """
     when = int.from_bytes(raw[1:7], "big")
     mode = LeaseMode.SHARED if raw[0] > 10 else LeaseMode.EXCLUSIVE
-    return LeasePast(read_holder(raw[7:], mode), _HOW[raw[0] % 10], from_ms(when))
+    how, record, reason, actor = _HOW[raw[0] % 10], raw[7:], None, None
+    if how is LeaseHow.BROKEN:
+        size = 2 + int.from_bytes(record[:2], "big")
+        (reason, actor), record = read_said(record[2:size]), record[size:]
+    return LeasePast(read_holder(record, mode), how, from_ms(when), reason, actor)
+
+
+def pack_said(reason: str, actor: str | None) -> bytes:
+    """Return what the holders of a broken lease are told."""
+    packed: bytes = msgpack.packb([reason, actor])
+    return packed
+
+
+def read_said(raw: bytes) -> tuple[str | None, str | None]:
+    """Read why a lease was broken, and by whom."""
+    try:
+        reason, actor = msgpack.unpackb(raw)
+    except (ValueError, TypeError, msgpack.UnpackException):
+        return None, None
+    return reason, actor

@@ -155,6 +155,11 @@ class Core:
             )
         return self._with_fence(said.packed)
 
+    def actor(self) -> str | None:
+        """Return who commits now, as the log has it."""
+        said = get_context()
+        return self._actor if said is None or said.actor is None else said.actor
+
     def shards(self) -> list[str]:
         """Return the shards of the namespace."""
         return [str(number) for number in range(self.keyspace.shards)]

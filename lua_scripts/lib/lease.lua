@@ -44,10 +44,11 @@ local function holds_of(r)
   return sub(r, 27, 26 + u16(r, 25) * 12)
 end
 
--- The end of a hold, for the history: how (1 released, 2 expired, 3 broken; 10 more of a reader's), when, the holder.
-local function note_end(r, how, at)
+-- The end of a hold, for the history: how (1 released, 2 expired, 3 broken; 10 more of a reader's), when, of a broken one
+-- what was said about it (length 2, text), the holder.
+local function note_end(r, how, at, said)
   local n = redis.call('HINCRBY', lease, 'ended', 1)
-  redis.call('HSET', lease, 'h:' .. n % ENDED, char(how) .. p48(at) .. r)
+  redis.call('HSET', lease, 'h:' .. n % ENDED, char(how) .. p48(at) .. (said and p16(#said) .. said or '') .. r)
 end
 
 -- Removes what has expired; the exclusive holder or nil, and how many readers hold it.

@@ -453,6 +453,38 @@ async def test_breaking_wants_a_reason_and_a_token_that_can_be_one(
         assert lease_store.holder() == before
 
 
+async def test_a_broken_lease_tells_why_and_by_whom(spell: Spell, clients: Clients) -> None:
+    """In its history, and to the holder, whether it hears of it at once or by its next renewal."""
+    (other,) = await clients(1)
+    with context(actor="ann"):
+        for listens in (False, True):
+            lease = await spell.leases.acquire(S, on_lost="event")
+            if listens:
+                await _stand_in_line(spell, S)
+            await other.leases.break_lease(S, reason="it hangs")
+            if not listens:
+                with pytest.raises(LeaseNotHeldError):
+                    await lease.renew()
+            await lease.lost.wait()
+            assert lease.lost.reason.startswith("it was broken by force by ann: it hangs")
+            past = (await spell.leases.show(S)).history[0]
+            assert (past.how, past.reason, past.actor) == (LeaseHow.BROKEN, "it hangs", "ann")
+            assert past.holder.token == lease.token
+
+
+async def _stand_in_line(spell: Spell, scope: str) -> None:
+    """Let the client listen: it does from the first time on that it waits."""
+    with pytest.raises(LeaseUnavailableError):
+        await spell.leases.acquire(scope, owner="waiter", wait=0.01)
+
+
+async def test_a_hold_that_ended_otherwise_has_no_reason(spell: Spell) -> None:
+    """Only a break is somebody's decision."""
+    await (await spell.leases.acquire(S)).release()
+    past = (await spell.leases.show(S)).history[0]
+    assert (past.how, past.reason, past.actor) == (LeaseHow.RELEASED, None, None)
+
+
 # --- errors ---------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ from llmspell_dist.leases.model import LeaseHow, LeaseMode, LeasePast
 from llmspell_dist.leases.wire import (
     NONCE_BYTES,
     pack_info,
+    pack_said,
     read_holder,
     read_holders,
     read_past,
@@ -106,8 +107,13 @@ def test_a_waiter_s_record() -> None:
 )
 def test_an_ended_hold(code: int, how: LeaseHow, mode: LeaseMode) -> None:
     """How, when, and the holder's record."""
-    past = read_past(bytes((code,)) + (SINCE + 2500).to_bytes(6, "big") + holder())
+    said = b""
+    if how is LeaseHow.BROKEN:
+        said = pack_said("it hangs", "ann")
+        said = len(said).to_bytes(2, "big") + said
+    past = read_past(bytes((code,)) + (SINCE + 2500).to_bytes(6, "big") + said + holder())
     assert isinstance(past, LeasePast)
+    assert (past.reason, past.actor) == (("it hangs", "ann") if said else (None, None))
     assert (past.how, past.holder.mode, past.holder.owner) == (how, mode, "job")
     assert past.held_s == 2.5
 
