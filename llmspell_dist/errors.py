@@ -565,6 +565,7 @@ class LeaseNotHeldError(LeaseError):
         self, scope: str, name: str, operation: str, why: str, *, current: Any = None
     ) -> None:
         self.operation = operation
+        self.why = why
         self.current = current
         """Who holds it now, if anybody."""
         now = f"; it is held by {current}" if current is not None else ""

@@ -10,7 +10,8 @@
 -- ARGV[3] nonce of the hold or place; longer than 12 bytes for all holds of the owner
 -- ARGV[4] token: 8 bytes, or empty if it is not known whether the lease was granted
 -- returns: 1: given back; 2: it is held still, by earlier holds of the owner; 3: it waited and left the queue; or 0, why
---          there is nothing to give back (EXPIRED, TAKEN, GONE, LOST), the holder's record or nothing.
+--          there is nothing to give back (EXPIRED, TAKEN, GONE, LOST), the holder's record, or of one that is gone how its
+--          hold ended, or nothing.
 local lease, queue, readers, registry, waits = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local mode, owner, nonce, token = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 
@@ -142,6 +143,8 @@ local function contended()
   elseif r then
     return { 0, 'TAKEN', r }
   end
-  return { 0, redis.call('EXISTS', lease) == 1 and 'GONE' or 'LOST' }
+  local n = redis.call('HGET', lease, 'ended')
+  local ended = n and redis.call('HGET', lease, 'h:' .. n % ENDED)
+  return { 0, redis.call('EXISTS', lease) == 1 and 'GONE' or 'LOST', ended or nil }
 end
 return contended()

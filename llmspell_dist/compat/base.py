@@ -165,7 +165,7 @@ class LockBase(Generic[L]):
 
     def _not_owned(self, operation: str, gone: LeaseNotHeldError) -> LockNotOwnedError:
         return LockNotOwnedError(
-            self.scope.text, self.name, operation, gone.reason, current=gone.current
+            self.scope.text, self.name, operation, gone.why, current=gone.current
         )
 
     def _taken_since(self, busy: LeaseUnavailableError) -> LeaseNotHeldError:

@@ -170,7 +170,7 @@ class Held(Generic[S]):
 
     def turned_out_lost(self, gone: LeaseNotHeldError) -> None:
         """Let `lost` fire: the server did not know it when it was released."""
-        self.grant.lost_because = gone.reason
+        self.grant.lost_because = gone.why
         self.mark_lost()
 
     # --- when it ends

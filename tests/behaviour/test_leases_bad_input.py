@@ -194,7 +194,7 @@ async def test_renewing_a_dead_one_says_what_to_do(spell: Spell, lease_store: Le
     """Expired, released, forgotten by the server: acquire it again."""
     for how, message in (
         ("expire", "its time was over"),
-        ("release", "released or broken"),
+        ("release", "it was released at"),
         ("forget", "data was lost"),
     ):
         lease = await spell.leases.acquire(S, owner="job", on_lost="event")
