@@ -88,13 +88,6 @@ end
 local function contended()
   --- @include "lib/lease"
 
-  -- Whether the waiter of this nonce is there: its client listens.
-  local function listens(client_nonce)
-    local shard = string.match(lease, '^[^:]*:{%d+}')
-    local reply = redis.pcall('PUBSUB', 'NUMSUB', shard .. ':wake:' .. hex(sub(client_nonce, 1, 8)))
-    return type(reply) ~= 'table' or reply.err or tonumber(reply[2]) > 0
-  end
-
   -- The owners that hold a lease, without those whose time is over.
   local function owners_of(key)
     local found = {}
@@ -113,7 +106,7 @@ local function contended()
 
   -- Follows who waits for whom from the holders of `key`; the way back to this owner as owner and lease in turn, or nil.
   local function cycle_from(key, seen, depth)
-    if seen[key] or depth > 64 then
+    if seen[key] or depth > 1000 then
       return nil
     end
     seen[key] = true

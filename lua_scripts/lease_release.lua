@@ -87,6 +87,7 @@ local function contended()
     return false
   end
 
+  redis.call('HDEL', lease, '') -- allowed when the server is full, and so is all that follows
   local all = #nonce > 12
   local r
   if mode == 'x' then

@@ -43,9 +43,14 @@ local packed = char(floor(expires / 1099511627776), floor(expires / 4294967296) 
   floor(expires / 65536) % 256, floor(expires / 256) % 256, expires % 256)
 local packed_ttl = char(floor(ttl / 16777216), floor(ttl / 65536) % 256, floor(ttl / 256) % 256, ttl % 256)
 r = sub(r, 1, 8) .. packed .. sub(r, 15, 20) .. packed_ttl .. sub(r, 25)
-if ARGV[1] == 'x' then
-  redis.call('HSET', lease, 'x', r)
-else
-  redis.call('HSET', KEYS[2], ARGV[2], r)
+local key, field = lease, 'x'
+if ARGV[1] ~= 'x' then
+  key, field = KEYS[2], ARGV[2]
+end
+local done = redis.pcall('HSET', key, field, r)
+if type(done) == 'table' then
+  -- A full server lets a script write that has freed something first. Who holds a lease must not lose it for that.
+  redis.call('HDEL', key, '')
+  redis.call('HSET', key, field, r)
 end
 return { 1, format('%.0f', ttl) }

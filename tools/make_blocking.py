@@ -17,6 +17,8 @@ SOURCES = {
     "llmspell_dist/log.py": "llmspell_dist/blocking/_log.py",
     "llmspell_dist/leases/shell.py": "llmspell_dist/blocking/_leases.py",
     "llmspell_dist/agents/manager.py": "llmspell_dist/blocking/_agents.py",
+    "llmspell_dist/agents/agent.py": "llmspell_dist/blocking/_agent.py",
+    "llmspell_dist/agents/effect.py": "llmspell_dist/blocking/_effect.py",
 }
 NOTICE = "# Written by tools/make_blocking.py from {source}: change that.\n"
 
@@ -41,14 +43,15 @@ RULES = [
         r"llmspell_dist\.leases\.holding import Lease\b",
         "llmspell_dist.blocking.leases import Lease",
     ),
+    (r"llmspell_dist\.agents\.(agent|effect) import\b", r"llmspell_dist.blocking._\1 import"),
     (r"\basynccontextmanager\b", "contextmanager"),
     (r"\bAsyncLeases\b", "BlockingLeases"),
     (r"\bcall_async\b", "call_blocking"),
     (
-        r"The function is cancelled at the limit; the outcome then is unknown\.",
+        r"(?s)A coroutine function is cancelled at the limit; .*? returns later is dropped\.",
         "A thread cannot be interrupted at the limit; others then see an unknown outcome.",
     ),
-    (r"effects that run once; asynchronous", "effects that run once; blocking"),
+    (r"(once|ended); asynchronous", r"\1; blocking"),
     (r"shared state by scope and key, asynchronous", "shared state by scope and key, blocking"),
 ]
 """What differs between the two: the words that make a coroutine, and who carries the steps out."""

@@ -6,6 +6,8 @@ How it lies in Redis: `llmspell_dist.agents.layout`.
 
 from __future__ import annotations
 
+from llmspell_dist.agents.agent import Agent
+from llmspell_dist.agents.effect import Effect
 from llmspell_dist.agents.effects import EffectRecord, EffectStatus
 from llmspell_dist.agents.errors import (
     AgentExistsError,
@@ -20,7 +22,7 @@ from llmspell_dist.agents.errors import (
 )
 from llmspell_dist.agents.execution import TRANSITIONS, ExecutionState, ExecutionStatus
 from llmspell_dist.agents.listing import AgentSummary
-from llmspell_dist.agents.manager import Agent, Agents, Effect
+from llmspell_dist.agents.manager import Agents
 from llmspell_dist.agents.model import (
     AgentMetadata,
     AgentState,

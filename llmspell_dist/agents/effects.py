@@ -125,10 +125,12 @@ class Seen:
         record = self.record
         if record is None:
             return cls(self.agent_id, self.key, status="absent", reason=why)
+        unknown = issubclass(cls, EffectUnknownError)
         return cls(
             self.agent_id,
             self.key,
-            status=record.status,
+            status=EffectStatus.UNKNOWN if unknown else record.status,
+            recorded=record.status,
             claimed_by=record.claimed_by,
             token=record.token,
             since=record.claimed_at,

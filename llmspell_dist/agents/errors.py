@@ -72,18 +72,28 @@ class IllegalTransitionError(SpellError):
     code = "ILLEGAL_TRANSITION"
 
     def __init__(
-        self, current: str, wanted: str, allowed: Iterable[str], agent_id: str | None = None
+        self,
+        current: str,
+        wanted: str,
+        allowed: Iterable[str],
+        agent_id: str | None = None,
+        *,
+        action: str | None = None,
     ) -> None:
         self.current = str(current)
         self.wanted = str(wanted)
         self.allowed = sorted(str(status) for status in allowed)
         """What the current status may become."""
         self.agent_id = agent_id
+        self.action = action
+        """``resume``, if that was asked; None: a status was."""
         who = "the execution" if agent_id is None else f"agent {shorten(agent_id)}"
-        super().__init__(
-            f"{who} is {self.current} and cannot become {self.wanted}; "
-            f"possible: {', '.join(self.allowed)}"
-        )
+        possible = f"the status can become {', '.join(self.allowed)}"
+        if action == "resume":
+            said = "resume is only for one that is suspended"
+        else:
+            said = f"it cannot become {self.wanted}"
+        super().__init__(f"{who} is {self.current}: {said}; {possible}")
 
 
 # --- effects --------------------------------------------------------------------------------------
@@ -94,6 +104,8 @@ class EffectError(SpellError):
 
     code = "EFFECT"
     says = "cannot run"
+    advice = ""
+    """What the caller can do about it."""
 
     def __init__(
         self,
@@ -101,6 +113,7 @@ class EffectError(SpellError):
         key: str,
         *,
         status: str,
+        recorded: str | None = None,
         claimed_by: str | None = None,
         token: int | None = None,
         since: datetime | None = None,
@@ -110,7 +123,10 @@ class EffectError(SpellError):
         self.agent_id = agent_id
         self.key = key
         self.status = str(status)
-        """What the record says: claimed, committed, failed or unknown; absent without a record."""
+        """How it stands: claimed, committed, failed or unknown; absent without a record."""
+        self.recorded = self.status if recorded is None else str(recorded)
+        """What the record says: claimed also where the claim was left behind, so that the outcome
+        is unknown."""
         self.claimed_by = claimed_by
         self.token = token
         """The fencing token of who claimed it; None: without a lease."""
@@ -125,6 +141,7 @@ class EffectError(SpellError):
         why = "" if reason is None else f": {reason}"
         super().__init__(
             f"effect {shorten(key)} of agent {shorten(agent_id)} {self.says}{why}{by}{held}{when}"
+            f"{self.advice}"
         )
 
 
@@ -144,6 +161,7 @@ class EffectUnknownError(EffectError):
 
     code = "EFFECT_UNKNOWN"
     says = "has an unknown outcome"
+    advice = "; find out, then call resolve(result) if it did happen, or retry() if it did not"
 
 
 class EffectFailedError(EffectError):
@@ -151,6 +169,7 @@ class EffectFailedError(EffectError):
 
     code = "EFFECT_FAILED"
     says = "failed"
+    advice = "; effect(…, retry_failed=True) carries it out"
 
 
 class EffectCommittedError(EffectError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -10,7 +10,15 @@ from typing import Final
 from llmspell_dist.agents.errors import IllegalTransitionError
 from llmspell_dist.errors import InvalidArgumentError
 
-__all__ = ["TRANSITIONS", "ExecutionState", "ExecutionStatus"]
+__all__ = [
+    "TRANSITIONS",
+    "ExecutionState",
+    "ExecutionStatus",
+    "Transition",
+    "paused",
+    "resumed",
+    "stopped",
+]
 
 
 class ExecutionStatus(StrEnum):
@@ -102,5 +110,27 @@ class ExecutionState:
         """Return the state after a suspension: what it was before it, else idle."""
         wanted = self.suspended_from or _S.IDLE
         if self.status is not _S.SUSPENDED:
-            raise IllegalTransitionError(self.status, "resumed", TRANSITIONS[self.status], agent_id)
+            allowed = TRANSITIONS[self.status]
+            raise IllegalTransitionError(self.status, wanted, allowed, agent_id, action="resume")
         return self.to(wanted, reason, agent_id=agent_id)
+
+
+# --- what is asked of an execution ----------------------------------------------------------------
+
+Transition = Callable[[ExecutionState], ExecutionState]
+"""What makes the next state of the one that is stored, or refuses."""
+
+
+def paused(agent_id: str, reason: str | None) -> Transition:
+    """Return the transition that suspends."""
+    return lambda old: old.to(_S.SUSPENDED, reason, agent_id=agent_id)
+
+
+def resumed(agent_id: str, reason: str | None) -> Transition:
+    """Return the transition that ends a suspension."""
+    return lambda old: old.resumed(reason, agent_id=agent_id)
+
+
+def stopped(agent_id: str, reason: str | None) -> Transition:
+    """Return the transition that completes."""
+    return lambda old: old.to(_S.COMPLETED, reason, agent_id=agent_id)

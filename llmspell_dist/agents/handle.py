@@ -1,17 +1,20 @@
 """One agent by pieces, as steps: add a message, count a tool call, set variables, change status.
 
-The state that a handle holds follows what it writes. Updates carry no condition on what was
-loaded, so several writers can add messages at once; the snapshot then is no longer exact, and a
-`save` looks first whether anything else has changed.
+The state that a handle holds follows what it writes. An update asks first that what it changes is
+as the handle knows it; while nobody else writes, the handle so knows every revision, and a `save`
+needs no look. Where others did write, the update is made all the same, since appends and increments
+of several get along; the snapshot then is no longer exact, and a `save` first looks what changed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llmspell_dist.agents.conversation import Conversation, MessageCodec, as_stored
-from llmspell_dist.agents.errors import AgentNotFoundError
+from llmspell_dist.agents.conversation import MessageCodec, as_stored
+from llmspell_dist.agents.errors import AgentNotFoundError, IllegalTransitionError
+from llmspell_dist.agents.following import Own
 from llmspell_dist.agents.layout import (
     CONTEXT,
     CONVERSATION,
@@ -22,11 +25,12 @@ from llmspell_dist.agents.layout import (
     TOOLS_FAILED,
     TOOLS_SUCCESSFUL,
     execution_as_stored,
+    execution_from,
     tool_keys,
 )
-from llmspell_dist.agents.model import AgentState, Message, ToolStats, check_tool_call
-from llmspell_dist.agents.steps import AgentSteps, agent_scope
-from llmspell_dist.agents.updates import Update, Updates
+from llmspell_dist.agents.model import AgentState, Message, check_tool_call
+from llmspell_dist.agents.steps import AgentSteps, Transited, agent_scope
+from llmspell_dist.agents.updates import Applied, Update, Updates, checked_names
 from llmspell_dist.changes import Op
 from llmspell_dist.errors import InvalidArgumentError
 from llmspell_dist.revision import Revision
@@ -34,10 +38,22 @@ from llmspell_dist.revision import Revision
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from llmspell_dist.agents.execution import ExecutionState, ExecutionStatus
+    from llmspell_dist.agents.execution import ExecutionState, Transition
+    from llmspell_dist.agents.snapshot import Snapshot
     from llmspell_dist.state.steps import Steps
 
 __all__ = ["HandleSteps"]
+
+
+@dataclass(slots=True)
+class _Begun:
+    """An update that is on its way."""
+
+    state: AgentState | None
+    """What was loaded when it began."""
+    known: Snapshot | None
+    """What it asks to be unchanged; None: nothing."""
+    own: Own | None
 
 
 class HandleSteps:
@@ -49,6 +65,9 @@ class HandleSteps:
         self.scope = agent_scope(agent_id)
         self.updates = Updates(agents.core, agents.reads, agents.writes, agents.partial)
         self.loaded: AgentState | None = None
+        self._loaded_at: Revision | None = None
+        self._last: Revision | None = None
+        self._in_flight = 0
 
     @property
     def state(self) -> AgentState:
@@ -57,10 +76,20 @@ class HandleSteps:
             raise InvalidArgumentError("state", None, "must be loaded first: call refresh()")
         return self.loaded
 
+    @property
+    def revision(self) -> Revision | None:
+        """The last commit of the agent that this handle has loaded or made."""
+        loaded = None if self.loaded is None else self.loaded.revision
+        return max((one for one in (loaded, self._last) if one is not None), default=None)
+
+    def _hold(self, state: AgentState) -> AgentState:
+        self.loaded = state
+        self._loaded_at = None if state.stored is None else state.stored.scope_revision
+        return state
+
     def refresh(self, tail: int | None) -> Steps[AgentState]:
         """Load the state anew."""
-        self.loaded = yield from self.agents.load(self.agent_id, tail)
-        return self.loaded
+        return self._hold((yield from self.agents.load(self.agent_id, tail)))
 
     def open(self, create: AgentState | None) -> Steps[AgentState]:
         """Load the state; without an agent save the one given, if there is one."""
@@ -73,12 +102,85 @@ class HandleSteps:
             rule = f"must be an AgentState of {self.agent_id!r}, or a function that returns one"
             raise InvalidArgumentError("create", create, rule)
         yield from self.agents.save(create, force=False)
-        self.loaded = create
-        return create
+        return self._hold(create)
 
     def save(self, force: bool) -> Steps[Revision]:
         """Save what was changed in the state itself."""
         return (yield from self.agents.save(self.state, force))
+
+    # --- updates
+
+    def _update(
+        self, updates: Sequence[Update], follow: Callable[[AgentState], None] | None = None
+    ) -> Steps[Revision]:
+        """Carry updates out in one commit, and let the state follow."""
+        begun = self._begin(updates)
+        self._in_flight += 1
+        try:
+            applied = None
+            if begun.known is not None:
+                applied = yield from self.updates.apply_known(self.scope, updates, begun.known)
+            if applied is None:
+                revision = yield from self.updates.apply(self.agent_id, self.scope, updates)
+            else:
+                revision = applied.revision
+        finally:
+            self._in_flight -= 1
+        self._follow(begun, revision, applied, updates, follow)
+        return revision
+
+    def _begin(self, updates: Sequence[Update]) -> _Begun:
+        if self.loaded is None:
+            return _Begun(None, None, None)
+        own = Own.of(self.agents.core.values.codec, updates)
+        return _Begun(self.loaded, self._known(), own)
+
+    def _known(self) -> Snapshot | None:
+        """Return what lies there, if all of it is known.
+
+        It is not while another update of this handle is on its way. That one also keeps its place
+        before this one: neither can be refused and sent again.
+        """
+        stored = None if self.loaded is None else self.loaded.stored
+        namespace = self.agents.core.keyspace.namespace
+        if (
+            stored is None
+            or self._in_flight
+            or not stored.exact
+            or not stored.is_of(namespace, self.scope.text)
+        ):
+            return None
+        return stored
+
+    def _follow(
+        self,
+        begun: _Begun,
+        revision: Revision,
+        applied: Applied | None,
+        updates: Sequence[Update],
+        follow: Callable[[AgentState], None] | None,
+    ) -> None:
+        """Let the state follow a commit of this handle's."""
+        self._last = revision if self._last is None else max(revision, self._last)
+        state = self.loaded
+        if state is None:
+            return
+        if state is not begun.state and self._loaded_at and revision <= self._loaded_at:
+            return  # it was loaded meanwhile, with this commit in it
+        own, stored = begun.own, state.stored
+        if own is None:
+            # Loaded meanwhile, and just before this commit: it does not have it.
+            if stored is not None:
+                stored.exact = False
+            return
+        exact = applied is not None and stored is begun.known
+        generations = applied.generations if applied is not None and exact else {}
+        own.follow(state, self.scope.text, generations)
+        state.last_modified = next(each.value for each in updates if each.key == MODIFIED)
+        if follow is not None:
+            follow(state)
+        if stored is not None:
+            stored.note(revision, own.keys, exact)
 
     # --- messages
 
@@ -92,30 +194,7 @@ class HandleSteps:
         if at is None:
             at = self.agents.now()
         updates = [Update(Op.APPEND, CONVERSATION, stored), Update(Op.SET, MODIFIED, at)]
-        revision = yield from self.updates.apply(self.agent_id, self.scope, updates)
-        if self.loaded is not None:
-            self._follow_messages(self.loaded, messages, at)
-        return revision
-
-    def _follow_messages(
-        self, state: AgentState, messages: Sequence[Message], at: datetime
-    ) -> None:
-        codec = MessageCodec(self.agents.core.values.codec, self.scope.text, CONVERSATION)
-        conversation = state.conversation
-        # Decoded from what was sent: an object of its own, whatever the caller does with the other.
-        raws = [codec.encode(message) for message in messages]
-        place = len(conversation)
-        conversation.extend(codec.decode_many(raws))
-        stored = state.stored
-        if stored is not None:
-            before = stored.conversation
-            if isinstance(conversation, Conversation) and (
-                place + conversation.missing == before.count
-            ):
-                conversation.settle(raws, place)
-            size = before.size + sum(map(len, raws))
-            stored.conversation = before._replace(count=before.count + len(raws), size=size)
-        self._follow(state, at)
+        return (yield from self._update(updates))
 
     def messages(self, start: int, stop: int | None) -> Steps[list[Message]]:
         """Return some messages as they are stored now, without reading the others."""
@@ -140,33 +219,11 @@ class HandleSteps:
         ]
         if not success:
             updates.append(Update(Op.INCREMENT, keys.failed, 1))
-        revision = yield from self.updates.apply(self.agent_id, self.scope, updates)
-        state = self.loaded
-        if state is not None:
-            state.tool_usage.record(tool, duration_ms, success, at)
-            self._follow_tool(state, tool, state.tool_usage.tool_performance[tool])
-            self._follow(state, at)
-        return revision
-
-    def _follow_tool(self, state: AgentState, tool: str, stats: ToolStats) -> None:
-        if state.stored is None:
-            return
-        keys, usage, encode = (
-            tool_keys(tool),
-            state.tool_usage,
-            self.agents.core.values.codec.encode,
+        return (
+            yield from self._update(
+                updates, lambda state: state.tool_usage.record(tool, duration_ms, success, at)
+            )
         )
-        numbers = {
-            TOOLS_SUCCESSFUL: usage.successful,
-            TOOLS_FAILED: usage.failed,
-            keys.calls: stats.invocation_count,
-            keys.failed: stats.failed_count,
-            keys.milliseconds: stats.total_duration_ms,
-        }
-        for key, number in numbers.items():
-            if number or key in state.stored.values or key == keys.milliseconds:
-                state.stored.values[key] = encode(number)
-        state.stored.maps.setdefault(TOOLS, {})[encode(tool)] = encode(stats.last_used)
 
     # --- variables
 
@@ -174,28 +231,14 @@ class HandleSteps:
         self, key: str, mapping: Mapping[str, Any], removed: Iterable[str]
     ) -> Steps[Revision]:
         """Set and remove context variables or custom data."""
-        gone = _names("remove", removed)
+        gone = checked_names("remove", removed)
         if not isinstance(mapping, Mapping) or any(type(name) is not str for name in mapping):
             raise InvalidArgumentError("mapping", mapping, "must be a mapping whose keys are str")
         if not mapping and not gone:
             raise InvalidArgumentError("mapping", mapping, "must set or remove at least one name")
         at = self.agents.now()
         updates = [Update(Op.MERGE, key, mapping, gone), Update(Op.SET, MODIFIED, at)]
-        revision = yield from self.updates.apply(self.agent_id, self.scope, updates)
-        state, values = self.loaded, self.agents.core.values
-        if state is None:
-            return revision
-        variables = state.context if key == CONTEXT else state.custom
-        stored = {} if state.stored is None else state.stored.maps.setdefault(key, {})
-        encode, decode = values.codec.encode, values.codec.decode
-        for name, value in mapping.items():
-            raw = stored[encode(name)] = encode(value)
-            variables[name] = decode(raw)
-        for name in gone:
-            variables.pop(name, None)
-            stored.pop(encode(name), None)
-        self._follow(state, at)
-        return revision
+        return (yield from self._update(updates))
 
     def set_context(self, mapping: Mapping[str, Any], removed: Iterable[str]) -> Steps[Revision]:
         """Set and remove context variables."""
@@ -207,37 +250,51 @@ class HandleSteps:
 
     # --- execution
 
-    def transition(
-        self, status: ExecutionStatus | str, reason: str | None
-    ) -> Steps[ExecutionState]:
-        """Let the execution go to another status, if the stored one allows it."""
+    def transition(self, change_to: Transition) -> Steps[ExecutionState]:
+        """Let the execution change, judged by what is stored.
 
-        def change_to(execution: ExecutionState) -> ExecutionState:
-            return execution.to(status, reason, agent_id=self.agent_id)
+        If that is known it is not read: the commit asks whether it still is so.
+        """
+        before, known = self.loaded, self._known()
+        planned = None if known is None else self._next(known, change_to)
+        applied = None
+        self._in_flight += 1
+        try:
+            done = None
+            if known is not None and planned is not None:
+                updates = _executed(*planned)
+                applied = yield from self.updates.apply_known(self.scope, updates, known)
+                if applied is not None:
+                    done = Transited(*planned, applied.revision)
+            if done is None:
+                done = yield from self.agents.transition(self.agent_id, change_to)
+        finally:
+            self._in_flight -= 1
+        updates = _executed(done.execution, done.at)
+        own = None if before is None else Own.of(self.agents.core.values.codec, updates)
 
-        execution, at = yield from self.agents.transition(self.agent_id, change_to)
-        state = self.loaded
-        if state is not None:
+        execution = done.execution
+
+        def follow(state: AgentState) -> None:
             state.execution = execution
-            if state.stored is not None:
-                encode = self.agents.core.values.codec.encode
-                state.stored.values[EXECUTION] = encode(execution_as_stored(execution))
-            self._follow(state, at)
+
+        self._follow(_Begun(before, known, own), done.revision, applied, updates, follow)
         return execution
 
-    def _follow(self, state: AgentState, at: datetime) -> None:
-        """Note that the stored state was changed without a look at the rest of it."""
-        state.last_modified = at
-        if state.stored is not None:
-            state.stored.values[MODIFIED] = self.agents.core.values.codec.encode(at)
-            state.stored.exact = False
+    def _next(
+        self, known: Snapshot, change_to: Transition
+    ) -> tuple[ExecutionState, datetime] | None:
+        """Return the execution that follows the known one, and the time; None if none may."""
+        raw = known.values.get(EXECUTION)
+        stored = None if raw is None else self.agents.core.values.codec.decode(raw)
+        try:
+            return change_to(execution_from(stored)), self.agents.now()
+        except IllegalTransitionError:
+            return None  # another may have changed it: what is stored decides
 
 
-def _names(argument: str, names: Iterable[str]) -> tuple[str, ...]:
-    if isinstance(names, (str, bytes)) or not isinstance(names, Iterable):
-        raise InvalidArgumentError(argument, names, "must be several names, not one text")
-    found = tuple(names)
-    for name in found:
-        if type(name) is not str:
-            raise InvalidArgumentError(argument, name, "must hold names that are str")
-    return found
+def _executed(execution: ExecutionState, at: datetime) -> list[Update]:
+    return [
+        Update(Op.SET, EXECUTION, execution_as_stored(execution)),
+        Update(Op.SET, MODIFIED, at),
+    ]

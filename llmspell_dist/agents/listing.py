@@ -1,11 +1,19 @@
-"""Finding agents: summaries of all that match, page by page, without loading any of them."""
+"""Finding agents: summaries of all that match, page by page, without loading any of them.
+
+The server walks its sorted set of scopes in *stretches*: ZSCAN gives about as many as it is asked
+for, or all of a small set at once. A page is part of a stretch. Its cursor says where the stretch
+begins and ends, and the name up to which it was given. The next page walks the stretch again: equal
+ends mean that it covers the same part of the server's table, so that by name nothing that is there
+all the time is left out or comes twice. Unequal ends (the table has grown, another scope came in)
+mean that it may cover another part; it is then given from its beginning.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from llmspell_dist.agents.errors import AgentNotFoundError
 from llmspell_dist.agents.execution import ExecutionState, ExecutionStatus
@@ -24,12 +32,13 @@ from llmspell_dist.agents.model import AgentMetadata, aware
 from llmspell_dist.agents.steps import agent_scope
 from llmspell_dist.errors import CorruptRecordError, InvalidArgumentError, SpellError
 from llmspell_dist.records import Kind, unpack_head, unpack_record
-from llmspell_dist.redis.commands import ScriptCall
+from llmspell_dist.redis.commands import Command, ScriptCall
+from llmspell_dist.redis.resp import pack
 from llmspell_dist.revision import Revision
-from llmspell_dist.scope import Scope, ScopeKind, encode_part
+from llmspell_dist.scope import Scope, encode_part
 from llmspell_dist.state.core import field_of
 from llmspell_dist.state.model import Page
-from llmspell_dist.state.scopes import Scopes
+from llmspell_dist.state.scopes import check_page, glob_of
 
 if TYPE_CHECKING:
     from llmspell_dist.state.core import Core
@@ -119,13 +128,30 @@ class AgentFilter:
         )
 
 
+class _Position(NamedTuple):
+    """Where a page begins: a stretch of a shard's scopes, and what of it was given."""
+
+    shard: str
+    start: str
+    count: int  # type: ignore[assignment] # nobody needs tuple.count
+    """How many scopes the stretch was asked for."""
+    end: str = ""
+    """Where the stretch ended; empty: nothing of it was given."""
+    given: str = ""
+    """The name up to which it was given."""
+
+    @property
+    def text(self) -> str:
+        """The cursor."""
+        return ".".join(map(str, self)) if self.end else f"{self.shard}.{self.start}"
+
+
 class Listing:
     """Finds agents, as steps."""
 
     def __init__(self, core: Core, reads: Reads) -> None:
         self.core = core
         self.reads = reads
-        self.scopes = Scopes(core, reads)
 
     def summary(self, agent_id: str) -> Steps[AgentSummary]:
         """Return what is known about one agent; reads the small parts only."""
@@ -140,29 +166,50 @@ class Listing:
         self, wanted: AgentFilter, cursor: str | None, limit: int
     ) -> Steps[Page[AgentSummary]]:
         """Return some of the agents that match, in no order."""
-        shard, place = self._position(cursor)
+        check_page(None, limit)
+        at = self._position(cursor, limit)
         prefix = "agent:" + ("" if wanted.prefix is None else encode_part(wanted.prefix, "prefix"))
-        scopes = yield from self.scopes.scopes_page(shard, place, limit, ScopeKind.AGENT, prefix)
-        answers = yield [self._call(scope) for scope in scopes.items]
+        start, count = at.start.encode(), b"%d" % at.count
+        request = (b"ZSCAN", self.core.keyspace.due(at.shard), start, b"COUNT", count)
+        match = (b"MATCH", glob_of(prefix, None).encode())
+        stop, flat = yield Command(pack(*request, *match), "ZSCAN", bulk=True)
+        end = stop.decode()
+        names = sorted({name.decode() for name in flat[::2]})
+        if at.end == end:
+            names = [name for name in names if name > at.given]
+        looked_at = [Scope.parse(name) for name in names[:limit]]
+        answers = yield [self._call(scope) for scope in looked_at]
         found = []
-        for scope, answer in zip(scopes.items, answers, strict=True):
+        for scope, answer in zip(looked_at, answers, strict=True):
             summary = yield from self._summary(scope, answer)
             if summary is not None and wanted.matches(summary):
                 found.append(summary)
         following = None
-        if scopes.cursor is not None:
-            following = f"{shard}.{scopes.cursor}"
-        elif int(shard) + 1 < self.core.keyspace.shards:
-            following = f"{int(shard) + 1}.0"
+        if len(names) > limit:
+            following = at._replace(end=end, given=names[limit - 1]).text
+        elif end != "0":
+            following = _Position(at.shard, end, limit).text
+        elif int(at.shard) + 1 < self.core.keyspace.shards:
+            following = _Position(str(int(at.shard) + 1), "0", limit).text
         return Page(found, following)
 
-    def _position(self, cursor: str | None) -> tuple[str, str | None]:
+    def _position(self, cursor: str | None, limit: int) -> _Position:
         if cursor is None:
-            return "0", None
-        shard, _, place = cursor.partition(".") if type(cursor) is str else ("", "", "")
-        if shard not in self.core.shards() or not place:
-            raise InvalidArgumentError("cursor", cursor, "must be one that a page returned")
-        return shard, place
+            return _Position("0", "0", limit)
+        rule = "must be one that a page returned"
+        parts = cursor.split(".", 4) if type(cursor) is str else []
+        if len(parts) not in (2, 5) or parts[0] not in self.core.shards():
+            raise InvalidArgumentError("cursor", cursor, rule)
+        if len(parts) == 2:
+            parts.insert(2, str(limit))
+        shard, start, count, *rest = parts
+        try:
+            for place in (start, *rest[:1]):
+                check_page(place, limit)
+            check_page(None, int(count))
+        except ValueError:  # also an InvalidArgumentError
+            raise InvalidArgumentError("cursor", cursor, rule) from None
+        return _Position(shard, start, int(count), *rest)
 
     def _call(self, scope: Scope) -> ScriptCall:
         scope_key = self.core.scope_key(scope)

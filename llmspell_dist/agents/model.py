@@ -200,7 +200,7 @@ class AgentState:
 
     @property
     def revision(self) -> Revision | None:
-        """The commit that it is as of; None if it was never stored, or was changed by pieces."""
+        """The last commit of it that was loaded, saved or made by its handle, if any."""
         return None if self.stored is None else self.stored.revision
 
     @property

@@ -7,18 +7,11 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from llmspell_dist.blocking.leases import Lease as BlockingLease
+    from llmspell_dist.leases.holding import Lease
     from llmspell_dist.scope import Scope
-    from llmspell_dist.state.core import Core
 
-__all__ = ["AsyncLeases", "BlockingLeases", "HeldLease"]
-
-
-class HeldLease(Protocol):
-    """A lease that is held."""
-
-    @property
-    def core(self) -> Core:
-        """A core whose every commit carries the lease."""
+__all__ = ["AsyncLeases", "BlockingLeases"]
 
 
 class AsyncLeases(Protocol):
@@ -32,7 +25,7 @@ class AsyncLeases(Protocol):
         ttl: float | timedelta = 10.0,
         wait: float | timedelta | None = None,
         label: str | None = None,
-    ) -> AbstractAsyncContextManager[HeldLease]:
+    ) -> AbstractAsyncContextManager[Lease]:
         """Hold a lease for the length of a block."""
 
 
@@ -47,5 +40,5 @@ class BlockingLeases(Protocol):
         ttl: float | timedelta = 10.0,
         wait: float | timedelta | None = None,
         label: str | None = None,
-    ) -> AbstractContextManager[HeldLease]:
+    ) -> AbstractContextManager[BlockingLease]:
         """Hold a lease for the length of a block."""

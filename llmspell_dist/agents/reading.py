@@ -45,6 +45,8 @@ class Loaded(NamedTuple):
     parts: Parts
     inline: list[bytes] | None
     """The messages, if they came along."""
+    now_ms: int
+    """The server's time as of which it was read."""
 
 
 class AgentReads:
@@ -90,7 +92,7 @@ class AgentReads:
         text = scope.scope.text
         fields = [field_of(scope, key) for key in keys]
         call = self.core.read_call(scope, fields, most_bytes=_INLINE_BYTES, bulk=True)
-        _, meta, *flat = yield call
+        now, meta, *flat = yield call
         snapshot = Snapshot(self.core.keyspace.namespace, text, unpack_meta(meta, text).revision)
         values: dict[str, Any] = {}
         maps: dict[str, dict[str, Any]] = {key: {} for key in MAPS}
@@ -129,7 +131,7 @@ class AgentReads:
             else:
                 values[key] = value
                 snapshot.values[key] = codec.encode(value)
-        return Loaded(snapshot, Parts(values, maps), inline)
+        return Loaded(snapshot, Parts(values, maps), inline, int(now))
 
     def _composite(
         self, scope: ScopeKey, key: str, stored: StoredRecord, elements: list[bytes] | None

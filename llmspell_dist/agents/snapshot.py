@@ -6,7 +6,7 @@ came from, so `save` compares bytes and sends only what differs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,7 +37,7 @@ class Snapshot:
     kinds: dict[str, int] = field(default_factory=dict)
     classes: dict[str, StateClass] = field(default_factory=dict)
     exact: bool = True
-    """Whether the revisions are those of these bytes: not after updates without conditions."""
+    """Whether the revisions are those of these bytes: not after updates beside other writers."""
 
     @property
     def exists(self) -> bool:
@@ -46,10 +46,18 @@ class Snapshot:
 
     @property
     def revision(self) -> Revision | None:
-        """The last commit that changed the agent; None if that is not known."""
-        if not self.exact:
-            return None
+        """The last commit that changed the agent, as far as is known here; None without one."""
         return self.revisions.get(MODIFIED) or self.revisions.get(PROFILE)
+
+    def note(self, revision: Revision, keys: Iterable[str], exact: bool) -> None:
+        """Note a commit of one's own that changed these keys.
+
+        `exact`: it found them as they are known here. Otherwise others wrote in between.
+        """
+        self.exact = self.exact and exact
+        for key in keys:
+            self.revisions[key] = max(revision, self.revisions.get(key, revision))
+        self.scope_revision = max(revision, self.scope_revision or revision)
 
     def is_of(self, namespace: str, scope: str) -> bool:
         """Return whether it is one of this agent, and not of another of the same name."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from llmspell_dist.agents.errors import AgentExistsError, AgentNotFoundError
 from llmspell_dist.agents.layout import (
@@ -29,7 +28,7 @@ from llmspell_dist.changes import Op
 from llmspell_dist.errors import ConflictError, InvalidArgumentError
 from llmspell_dist.redis.commits import ConditionMode, change, condition
 from llmspell_dist.redis.retry import Backoff
-from llmspell_dist.revision import Revision
+from llmspell_dist.revision import Revision, from_ms
 from llmspell_dist.scope import Scope
 from llmspell_dist.state.core import field_of
 from llmspell_dist.state.history import History, moment_of
@@ -41,11 +40,11 @@ from llmspell_dist.state.writes import Writes
 from llmspell_dist.ttl import KEEP
 
 if TYPE_CHECKING:
-    from llmspell_dist.agents.execution import ExecutionState
+    from llmspell_dist.agents.execution import ExecutionState, Transition
     from llmspell_dist.state.core import Core
     from llmspell_dist.state.steps import Steps
 
-__all__ = ["AgentSteps", "agent_scope"]
+__all__ = ["AgentSteps", "Transited", "agent_scope"]
 
 _ATTEMPTS: Final = 16
 _ABSENT: Final = object()
@@ -56,6 +55,25 @@ def agent_scope(agent_id: str) -> Scope:
     if type(agent_id) is not str or not agent_id:
         raise InvalidArgumentError("agent_id", agent_id, "must be a str that is not empty")
     return Scope.agent(agent_id)
+
+
+def _moment(at: Revision | datetime | str) -> Revision:
+    """Return the last revision that a moment includes, which may be given as text."""
+    try:
+        return Revision.parse(at) if isinstance(at, str) else moment_of(at)
+    except InvalidArgumentError:
+        if isinstance(at, datetime):
+            raise  # it says what is wrong with the time
+        rule = "must be a Revision, its text as Revision.parse reads it, or an aware datetime"
+        raise InvalidArgumentError("at", at, rule) from None
+
+
+class Transited(NamedTuple):
+    """A transition that was stored."""
+
+    execution: ExecutionState
+    at: datetime
+    revision: Revision
 
 
 class AgentSteps:
@@ -86,9 +104,9 @@ class AgentSteps:
         return self._state(agent_id, loaded)
 
     def _state(self, agent_id: str, loaded: Loaded) -> AgentState:
-        snapshot, parts, raws = loaded
-        state = assembled(agent_id, snapshot.scope, parts)
-        raws = raws or []
+        snapshot = loaded.snapshot
+        state = assembled(agent_id, snapshot.scope, loaded.parts)
+        raws = loaded.inline or []
         missing = snapshot.conversation.count - len(raws)
         state.conversation = self.agents.conversation(raws, snapshot.scope, missing)
         state.stored = snapshot
@@ -138,6 +156,7 @@ class AgentSteps:
         ]
         if changed:
             raise ConflictError(changed[0][2], changed[0][3], changed)
+        known.conversation = there.conversation  # under the name that it has
         return there
 
     def _saving(self, scope: Scope, state: AgentState, there: Snapshot) -> Saving:
@@ -145,10 +164,8 @@ class AgentSteps:
 
     # --- execution
 
-    def transition(
-        self, agent_id: str, change_to: Callable[[ExecutionState], ExecutionState]
-    ) -> Steps[tuple[ExecutionState, datetime]]:
-        """Let the execution change, judged by what is stored; the new one, and when."""
+    def transition(self, agent_id: str, change_to: Transition) -> Steps[Transited]:
+        """Let the execution change, judged by what is stored."""
         scope = agent_scope(agent_id)
         backoff = Backoff(first_s=0.002, max_s=0.25)
         while True:
@@ -161,13 +178,14 @@ class AgentSteps:
             transaction.set(scope, EXECUTION, execution_as_stored(execution), KEEP, None, 1)
             transaction.set(scope, MODIFIED, at, KEEP, None, 1)
             try:
-                yield from transaction.commit()
+                revision = yield from transaction.commit()
             except ConflictError:
                 if backoff.failures + 1 >= _ATTEMPTS:
                     raise
                 yield Pause(backoff.next_s())
             else:
-                return execution, at
+                assert revision is not None  # noqa: S101 - something is always set
+                return Transited(execution, at, revision)
 
     # --- delete
 
@@ -185,7 +203,9 @@ class AgentSteps:
 
     # --- fork
 
-    def fork(self, agent_id: str, into: str, at: Revision | datetime | None) -> Steps[AgentState]:
+    def fork(
+        self, agent_id: str, into: str, at: Revision | datetime | str | None
+    ) -> Steps[AgentState]:
         """Save the state that an agent has, or had at a moment, as a new agent."""
         scope = agent_scope(agent_id)
         if agent_scope(into) == scope:
@@ -199,12 +219,20 @@ class AgentSteps:
         yield from self.save(state, force=False)
         return state
 
-    def _state_at(self, agent_id: str, scope: Scope, at: Revision | datetime) -> Steps[AgentState]:
-        moment = moment_of(at)
+    def _state_at(
+        self, agent_id: str, scope: Scope, at: Revision | datetime | str
+    ) -> Steps[AgentState]:
+        moment = _moment(at)
         history = History(self.core, self.reads)
-        now = (yield from self.agents.parts(scope)).snapshot.scope_revision
-        if now is not None and now < moment:
-            moment = now  # a later one would let in what is committed while we read
+        loaded = yield from self.agents.parts(scope)
+        last = loaded.snapshot.scope_revision
+        if last is None or last < moment:
+            if moment.ms > loaded.now_ms:
+                now = from_ms(loaded.now_ms).isoformat(timespec="milliseconds")
+                rule = f"must not be in the future: it is {now} by the server's clock"
+                raise InvalidArgumentError("at", str(at), rule)
+            if last is not None:
+                moment = last  # a later one would let in what is committed while we read
         values: dict[str, Any] = {}
         for key in FIXED_KEYS:
             value = yield from history.get_at(scope, key, moment, _ABSENT)

@@ -1,21 +1,28 @@
 """Changes of an agent by pieces: only what is new travels, all of it in one commit.
 
-Nearly always the commit is built without reading anything, under the one condition that the agent
-is there. Where a record turns out to lie in another form (another class, a list that somebody set
-as a whole, encrypted numbers), a transaction that reads it does the same.
+Who has loaded the agent asks first that what he changes is as he knows it. If it is, he knows all
+of it afterwards too, without reading. If others wrote meanwhile, the same is done under the one
+condition that the agent is there, because appends and increments of several writers get along.
+Where a record turns out to lie in another form (another class, a list that somebody set as a whole,
+encrypted numbers), a transaction that reads it does the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from llmspell_dist.agents.errors import AgentNotFoundError
 from llmspell_dist.agents.layout import PROFILE
 from llmspell_dist.changes import Op
 from llmspell_dist.classes import BEHAVIOURS
-from llmspell_dist.errors import ClassChangedError, ConflictError, WrongKindError
+from llmspell_dist.errors import (
+    ClassChangedError,
+    ConflictError,
+    InvalidArgumentError,
+    WrongKindError,
+)
 from llmspell_dist.redis.commits import Change, ConditionMode, condition
 from llmspell_dist.redis.retry import Backoff
 from llmspell_dist.revision import Revision
@@ -26,6 +33,7 @@ from llmspell_dist.state.transactions import TransactionSteps
 from llmspell_dist.ttl import KEEP
 
 if TYPE_CHECKING:
+    from llmspell_dist.agents.snapshot import Snapshot
     from llmspell_dist.classes import StateClass
     from llmspell_dist.redis.commits import ScopeKey
     from llmspell_dist.scope import Scope
@@ -35,7 +43,7 @@ if TYPE_CHECKING:
     from llmspell_dist.state.steps import Steps
     from llmspell_dist.state.writes import Writes
 
-__all__ = ["Update", "Updates"]
+__all__ = ["Applied", "Update", "Updates", "checked_names"]
 
 _ATTEMPTS: Final = 16
 
@@ -51,6 +59,25 @@ class Update:
     removed: tuple[str, ...] = ()
 
 
+def checked_names(argument: str, names: Iterable[str]) -> tuple[str, ...]:
+    """Return several names; one text, or what is no name, is refused."""
+    if isinstance(names, (str, bytes)) or not isinstance(names, Iterable):
+        raise InvalidArgumentError(argument, names, "must be several names, not one text")
+    found = tuple(names)
+    for name in found:
+        if type(name) is not str:
+            raise InvalidArgumentError(argument, name, "must hold names that are str")
+    return found
+
+
+class Applied(NamedTuple):
+    """What became of updates of what was known."""
+
+    revision: Revision
+    generations: dict[str, str]
+    """Where the elements of lists that they began lie."""
+
+
 class Updates:
     """Carries updates of an agent out, as steps."""
 
@@ -59,6 +86,32 @@ class Updates:
         self.reads = reads
         self.writes = writes
         self.partial = partial
+
+    def apply_known(
+        self, scope: Scope, updates: Sequence[Update], known: Snapshot
+    ) -> Steps[Applied | None]:
+        """Do all of it, if what it changes is as it is known; None, and nothing is done, if not."""
+        scope_key = self.core.scope_key(scope)
+        changes = self._changes(scope_key, updates)
+        if changes is None:
+            return None
+        conditions = [condition(ConditionMode.PRESENT, field_of(scope_key, PROFILE))]
+        for one in changes:
+            revision = known.revisions.get(one.key.decode())
+            mode = ConditionMode.ABSENT if revision is None else ConditionMode.REVISION
+            conditions.append(condition(mode, one.key, revision))
+        commit = self.core.commit((scope_key,), changes, conditions)
+        try:
+            done = yield from self.core.carry_out(commit)
+        except (ConflictError, ClassChangedError, WrongKindError):
+            return None
+        assert done.revision is not None  # noqa: S101 - something is always set
+        begun = {
+            update.key: one.payload[1 : 1 + one.payload[0]].decode()
+            for update, one in zip(updates, changes, strict=True)
+            if update.op == Op.APPEND and update.key not in known.revisions
+        }
+        return Applied(done.revision, begun)
 
     def apply(self, agent_id: str, scope: Scope, updates: Sequence[Update]) -> Steps[Revision]:
         """Do all of it in one commit; `AgentNotFoundError` without an agent."""

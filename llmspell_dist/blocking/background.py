@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from llmspell_dist.errors import ClosedError
+from llmspell_dist.errors import ClosedError, WrongEventLoopError
 from llmspell_dist.redis.fork import keep_forever, on_fork
 
 __all__ = ["Background"]
@@ -60,6 +60,9 @@ class Background:
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine in the loop and return its result; an interrupt of the caller ends it."""
+        if threading.current_thread() is self._thread:
+            work.close()
+            raise WrongEventLoopError("the thread that renews leases cannot wait for one")
         future = asyncio.run_coroutine_threadsafe(work, self._running_loop())
         try:
             return future.result()

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from llmspell_dist.blocking._leases import LeaseShell
 from llmspell_dist.blocking._manager import StateManager
 from llmspell_dist.blocking.background import Background
-from llmspell_dist.errors import LeaseNotHeldError, SpellError
+from llmspell_dist.errors import LeaseError, LeaseNotHeldError, SpellError
 from llmspell_dist.leases.group import in_order
-from llmspell_dist.leases.held import Held, HeldGroup
+from llmspell_dist.leases.held import Held, HeldGroup, note_failed_release
 from llmspell_dist.leases.keeper import Grant, Keeper
 from llmspell_dist.leases.line import Line, left_s
 from llmspell_dist.leases.model import LeaseMode
@@ -74,9 +74,9 @@ class Lease(Held[StateManager]):
 
         It is renewed by itself anyhow. Raises `LeaseNotHeldError` if it is not held any more.
         """
-        call, ttl_ms = self.renewal(ttl)
+        call = self.renewal(ttl)
         sent_at = monotonic()
-        return self.renewed(self._leases.execute(call), sent_at, ttl_ms)
+        return self.renewed(self._leases.execute(call), sent_at)
 
     def release(self) -> None:
         """Give it back; the next in line has it at once.
@@ -89,6 +89,10 @@ class Lease(Held[StateManager]):
 
     def _give_back(self) -> None:
         self.end()
+        self.send_release()
+
+    def send_release(self) -> None:
+        """Ask the server to take it back."""
         grant = self.grant
         self.released(
             self._leases.execute(self._leases.steps.release_call(grant.claim, grant.token))
@@ -103,7 +107,16 @@ class Lease(Held[StateManager]):
         except LeaseNotHeldError as gone:
             self.turned_out_lost(gone)
 
+    def call(self, reaction: Callable[[Any], Any]) -> None:
+        """Call what the holder wants to be called, in a thread of its own.
+
+        It may take its time, or acquire again; the thread in the background has others to renew.
+        """
+        name = f"lease {self.name} lost"
+        threading.Thread(target=reaction, args=(self,), name=name, daemon=True).start()
+
     def __enter__(self) -> Self:
+        self.check()
         return self
 
     def __exit__(
@@ -112,7 +125,12 @@ class Lease(Held[StateManager]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except SpellError as failed:
+            if error is None:
+                raise
+            note_failed_release(self, failed)  # the block's own error goes first
         if error is None and self.lost.is_set():
             raise self.lost_error()
 
@@ -122,16 +140,30 @@ class LeaseGroup(HeldGroup[Lease, StateManager]):
 
     def release(self) -> None:
         """Give them all back; the first `LeaseNotHeldError` is raised when all were tried."""
-        gone: LeaseNotHeldError | None = None
-        for lease in reversed(self._held):
+        for lease in self._held:
+            lease.must_be_open("release it")
+        failed = self._give_back()
+        if failed is not None:
+            raise failed
+
+    def _give_back(self) -> SpellError | None:
+        """Give back what is held still, whatever happens to one of them; what went wrong first."""
+        held = [lease for lease in reversed(self._held) if not lease.grant.ended]
+        failed: SpellError | None = None
+        for lease in held:
+            lease.end()  # nothing renews them from now on, also if this is interrupted
+        for lease in held:
             try:
-                lease.release()
-            except LeaseNotHeldError as error:
-                gone = gone or error
-        if gone is not None:
-            raise gone
+                lease.send_release()
+            except LeaseNotHeldError as gone:
+                lease.turned_out_lost(gone)
+                failed = failed or gone
+            except SpellError as error:
+                failed = failed or error
+        return failed
 
     def __enter__(self) -> Self:
+        self.check()
         return self
 
     def __exit__(
@@ -140,11 +172,14 @@ class LeaseGroup(HeldGroup[Lease, StateManager]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for lease in reversed(self._held):
-            lease.close()
+        failed = self._give_back()
         lost = self.lost_ones()
-        if lost and error is None:
+        if failed is not None and error is not None and not lost:
+            note_failed_release(self, failed)
+        if error is None and lost:
             raise lost[0].lost_error()
+        if error is None and failed is not None:
+            raise failed
 
 
 class Leases(LeaseShell):
@@ -203,7 +238,7 @@ class Leases(LeaseShell):
 
         Arguments and errors are those of the asynchronous surface. `owner` is by default this
         thread. No thread can be cancelled, so ``cancel`` is the same as ``event`` here; a function
-        is called in the background thread.
+        is called in a thread of its own.
         """
         terms = make_terms(ttl, wait, mode, owner, reentrant, label, on_lost, renew)
         return self._take(self.steps.target(scope, name), terms)
@@ -227,6 +262,8 @@ class Leases(LeaseShell):
             for target in in_order(self.steps, targets):
                 left = left_s(started, terms.wait_s)
                 taken.append(self._take(target, terms._replace(wait_s=left)))
+            for lease in taken:
+                lease.check()
         except BaseException:
             for lease in reversed(taken):
                 lease.close()
@@ -273,16 +310,20 @@ class Leases(LeaseShell):
         sent_at = monotonic()
         try:
             reply = self.execute(self.steps.acquire_call(claim, wait=False))
+            token = self.steps.read_try(claim, reply, terms.wait_s != 0)
+            if token is None:
+                token, sent_at = self._background.run(self._line.wait(claim, sent_at))
+            grant = Grant(claim, token, sent_at)
+            lease = Lease(self, grant)
+            self._grants[claim.nonce] = grant
+            self.keep(grant)
+        except LeaseError:
+            raise  # refused: there is nothing to give back
         except BaseException:
+            # An interrupt can come at any point, also when the lease was granted already.
+            self._grants.pop(claim.nonce, None)
             self._abandon(claim)
             raise
-        token = self.steps.read_try(claim, reply, terms.wait_s != 0)
-        if token is None:
-            token, sent_at = self._background.run(self._line.wait(claim, sent_at))
-        grant = Grant(claim, token, sent_at)
-        lease = Lease(self, grant)
-        self._grants[claim.nonce] = grant
-        self.keep(grant)
         return lease
 
     def keep(self, grant: Grant) -> None:
@@ -332,6 +373,7 @@ class Leases(LeaseShell):
         self._background.close(self._end)
 
     async def _end(self) -> None:
+        await self._wakes.dismiss()
         await self._keeper.close()
         await self._wakes.close()
         await self._hub.close()

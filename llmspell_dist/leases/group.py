@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from llmspell_dist.errors import InvalidArgumentError, LeaseNotHeldError
+from llmspell_dist.errors import InvalidArgumentError, LeaseNotHeldError, SpellError
 from llmspell_dist.leases.cancellation import Cancellation
-from llmspell_dist.leases.held import HeldGroup
+from llmspell_dist.leases.held import HeldGroup, note_failed_release
 from llmspell_dist.leases.holding import Lease
 from llmspell_dist.leases.terms import DEFAULT_NAME
 from llmspell_dist.scope import Scope
@@ -52,24 +52,49 @@ class LeaseGroup(HeldGroup[Lease, StateManager]):
 
     def __init__(self, leases: Leases, held: list[Lease], task: asyncio.Task[Any] | None) -> None:
         super().__init__(leases, held)
-        # One cancellation for all of them, however many are lost.
-        cancellation = Cancellation(task)
-        for lease in held:
-            lease.cancellation = cancellation
-        self._cancellation = cancellation
+        self._leases = leases
+        self._rebind(task)
+
+    def _rebind(self, task: asyncio.Task[Any] | None) -> None:
+        """Let this task be stopped: once, however many of the leases are lost."""
+        self._cancellation = Cancellation(task)
+        for lease in self._held:
+            lease.cancellation = self._cancellation
 
     async def release(self) -> None:
         """Give them all back; the first `LeaseNotHeldError` is raised when all were tried."""
-        gone: LeaseNotHeldError | None = None
-        for lease in reversed(self._held):
+        for lease in self._held:
+            lease.must_be_open("release it")
+        failed = await self._give_back()
+        if failed is not None:
+            raise failed
+
+    async def _give_back(self) -> SpellError | None:
+        """Give back what is held still; what went wrong first.
+
+        Nothing renews them from the first moment on, and all releases leave together: whatever
+        happens to one of them, or to the caller, the others are on their way.
+        """
+        held = [lease for lease in reversed(self._held) if not lease.grant.ended]
+        for lease in held:
+            lease.end()
+        told = await self._leases.give_all_back([lease.grant for lease in held])
+        failed: SpellError | None = None
+        for lease, reply in zip(held, told, strict=True):
             try:
-                await lease.release()
-            except LeaseNotHeldError as error:
-                gone = gone or error
-        if gone is not None:
-            raise gone
+                if isinstance(reply, BaseException):
+                    raise reply
+                lease.released(reply)
+            except LeaseNotHeldError as gone:
+                lease.turned_out_lost(gone)
+                failed = failed or gone
+            except SpellError as error:
+                failed = failed or error
+        return failed
 
     async def __aenter__(self) -> Self:
+        self._rebind(asyncio.current_task())
+        self.check()
         return self
 
     async def __aexit__(
@@ -78,8 +103,12 @@ class LeaseGroup(HeldGroup[Lease, StateManager]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for lease in reversed(self._held):
-            await lease.close()
+        failed = await self._give_back()
         lost = self.lost_ones()
-        if lost and await self._cancellation.settle(error) is None:
-            raise lost[0].lost_error()
+        if lost:
+            if await self._cancellation.settle(error) is None:
+                raise lost[0].lost_error()
+        elif failed is not None:
+            if error is None:
+                raise failed
+            note_failed_release(self, failed)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from llmspell_dist.errors import LeaseLostError, LeaseNotHeldError
+from llmspell_dist.errors import LeaseLostError, LeaseNotHeldError, SpellError
 from llmspell_dist.leases.model import LeaseMode
 from llmspell_dist.leases.steps import not_held, why_not
 from llmspell_dist.leases.terms import check_ttl
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from llmspell_dist.state.core import Core
 
 __all__ = ["Held", "HeldGroup", "LeaseDesk", "Signal"]
+
+logger = logging.getLogger("llmspell_dist.leases")
 
 S = TypeVar("S")
 S_co = TypeVar("S_co", covariant=True)
@@ -140,20 +143,24 @@ class Held(Generic[S]):
 
     # --- what its shells send
 
-    def renewal(self, ttl: float | timedelta | None) -> tuple[ScriptCall, int]:
-        """Return what asks for another while, and that while in milliseconds."""
+    def renewal(self, ttl: float | timedelta | None) -> ScriptCall:
+        """Return what asks for another while.
+
+        The keeper asks for the same from now on. What it asked for before may still be on its way,
+        and count: until the answer is there, the lease counts as held for the shorter of the two.
+        """
         self.must_be_open("renew it")
         grant = self.grant
-        ttl_ms = grant.ttl_ms if ttl is None else check_ttl(ttl)
-        return self._desk.steps.renew_call(grant.claim, grant.token, ttl_ms), ttl_ms
+        if ttl is not None:
+            grant.want(check_ttl(ttl))
+        return self._desk.steps.renew_call(grant.claim, grant.token, grant.ttl_ms)
 
-    def renewed(self, reply: list[Any], sent_at: float, ttl_ms: int) -> float:
+    def renewed(self, reply: list[Any], sent_at: float) -> float:
         """Take the answer to a renewal; the seconds for which it holds."""
         grant = self.grant
         if reply[0] != 1:
             grant.lose(why_not(reply, grant.token)[0])
             raise not_held(grant.claim, "renew it", reply, grant.token)
-        grant.ttl_ms = ttl_ms
         grant.renewed(sent_at)
         self._desk.keep(grant)
         return grant.ttl_s
@@ -200,12 +207,21 @@ class Held(Generic[S]):
         self.mark_lost()
         reaction = self.grant.claim.terms.on_lost
         if callable(reaction):
-            reaction(self)
+            self.call(reaction)
         elif reaction == "cancel":
             self.cancel_holder()
 
+    def call(self, reaction: Callable[[Any], Any]) -> None:
+        """Call what the holder wants to be called when the lease is lost."""
+        reaction(self)
+
     def cancel_holder(self) -> None:
         """Stop whoever works under the lease, if there is a way."""
+
+
+def note_failed_release(what: object, error: SpellError) -> None:
+    """Say that something was not given back, where another error is on its way already."""
+    logger.warning("%r could not be given back, it ends by itself: %s", what, error)
 
 
 H = TypeVar("H", bound="Held[Any]")

@@ -8,9 +8,9 @@ from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from llmspell_dist.errors import LeaseNotHeldError
+from llmspell_dist.errors import LeaseNotHeldError, SpellError
 from llmspell_dist.leases.cancellation import Cancellation
-from llmspell_dist.leases.held import Held
+from llmspell_dist.leases.held import Held, note_failed_release
 from llmspell_dist.state.manager import StateManager
 
 if TYPE_CHECKING:
@@ -51,9 +51,9 @@ class Lease(Held[StateManager]):
 
         It is renewed by itself anyhow. Raises `LeaseNotHeldError` if it is not held any more.
         """
-        call, ttl_ms = self.renewal(ttl)
+        call = self.renewal(ttl)
         sent_at = monotonic()
-        return self.renewed(await self._leases.execute(call), sent_at, ttl_ms)
+        return self.renewed(await self._leases.execute(call), sent_at)
 
     async def release(self) -> None:
         """Give it back; the next in line has it at once.
@@ -63,6 +63,7 @@ class Lease(Held[StateManager]):
         all the same.
         """
         self.must_be_open("release it")
+        self._leases.check_loop()
         await self._give_back()
 
     async def _give_back(self) -> None:
@@ -72,6 +73,9 @@ class Lease(Held[StateManager]):
     # --- as a context manager
 
     async def __aenter__(self) -> Self:
+        # Who works in the block is to be stopped, which need not be the task that acquired it.
+        self.cancellation = Cancellation(asyncio.current_task())
+        self.check()
         return self
 
     async def __aexit__(
@@ -80,10 +84,13 @@ class Lease(Held[StateManager]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self.close()
-        if not self.lost.is_set():
-            return
-        if await self.cancellation.settle(error) is None:
+        try:
+            await self.close()
+        except SpellError as failed:
+            if error is None:
+                raise
+            note_failed_release(self, failed)  # the block's own error goes first
+        if self.lost.is_set() and await self.cancellation.settle(error) is None:
             raise self.lost_error()
 
     async def close(self) -> None:

@@ -43,6 +43,7 @@ class Grant:
         "claim",
         "cores",
         "ended",
+        "granted_ms",
         "lost_because",
         "next_look",
         "on_lost",
@@ -55,6 +56,9 @@ class Grant:
         self.claim = claim
         self.token = token
         self.ttl_ms = claim.terms.ttl_ms
+        """What is asked for."""
+        self.granted_ms = self.ttl_ms
+        """What was granted last."""
         self.sent_at = sent_at
         self.ended = False
         """Released or lost: nothing renews it any more."""
@@ -72,7 +76,12 @@ class Grant:
     @property
     def deadline(self) -> float:
         """When it stops to count as held here, unless it is renewed before."""
-        return self.sent_at + trusted_s(self.ttl_s)
+        return self.sent_at + trusted_s(self.granted_ms / 1000)
+
+    def want(self, ttl_ms: int) -> None:
+        """Ask for another time to live from now on; a longer one counts when it is granted."""
+        self.ttl_ms = ttl_ms
+        self.granted_ms = min(self.granted_ms, ttl_ms)
 
     @property
     def holds(self) -> bool:
@@ -80,8 +89,9 @@ class Grant:
         return not self.ended and monotonic() < self.deadline
 
     def renewed(self, sent_at: float) -> None:
-        """Note that a renewal that was sent at this moment was accepted."""
+        """Note that a renewal for the present time to live, sent at this moment, was accepted."""
         self.sent_at = max(self.sent_at, sent_at)
+        self.granted_ms = self.ttl_ms
         self.next_look = self.sent_at + renew_after_s(self.ttl_s)
 
     def end(self) -> None:
@@ -194,11 +204,9 @@ class Keeper:
             self._arm(heap[0][0])
 
     async def _renew(self, grant: Grant) -> None:
-        sent_at = monotonic()
+        sent_at, ttl_ms = monotonic(), grant.ttl_ms
         try:
-            reply = await self._execute(
-                self._steps.renew_call(grant.claim, grant.token, grant.ttl_ms)
-            )
+            reply = await self._execute(self._steps.renew_call(grant.claim, grant.token, ttl_ms))
         except SpellError as error:
             if not grant.ended:
                 logger.debug("a lease could not be renewed yet: %s", error)
@@ -206,7 +214,11 @@ class Keeper:
             return
         if grant.ended:
             return
-        if reply[0] == 1:
+        if reply[0] == 1 and ttl_ms != grant.ttl_ms:
+            # Renewed by hand for another time meanwhile: which of the two the server heard last is
+            # not known, so it is asked for that time again.
+            self._look(grant, monotonic())
+        elif reply[0] == 1:
             grant.renewed(sent_at)
             self._look(grant, grant.next_look)
         else:

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
-from llmspell_dist.errors import LeaseUnavailableError
+from llmspell_dist.errors import ClosedError, LeaseUnavailableError
 from llmspell_dist.leases.steps import Place
 from llmspell_dist.leases.terms import look_again_s
-from llmspell_dist.leases.waiting import GRANTED, RESUMED
+from llmspell_dist.leases.waiting import CLOSED, GRANTED, RESUMED
 
 if TYPE_CHECKING:
     from asyncio import Future
@@ -103,6 +103,8 @@ class Line:
                 return token if token > place.last_token else 0
             if kind == RESUMED:
                 return 0
+            if kind == CLOSED:
+                raise ClosedError("the client was closed while it waited")
             if left_s(started, claim.terms.wait_s) == 0:
                 await self._give_up(claim, started)
             if monotonic() >= look_at:

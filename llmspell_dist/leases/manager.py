@@ -240,6 +240,10 @@ class Leases(LeaseShell):
 
     # --- giving back
 
+    def check_loop(self) -> None:
+        """Raise `WrongEventLoopError` in another event loop than the client's."""
+        self._driver.lanes.fast.check_loop()
+
     async def give_back(self, claim: Claim, token: int | None) -> list[Any]:
         """Release; if the caller is cancelled meanwhile, it happens all the same."""
         try:
@@ -248,6 +252,23 @@ class Leases(LeaseShell):
             self.abandon(claim)  # sent twice it is carried out once
             raise
         return reply
+
+    async def give_all_back(self, grants: list[Grant]) -> list[Any]:
+        """Release several at once; the answers, or what went wrong, in their order."""
+        waiting: list[asyncio.Future[Any]] = []
+        for grant in grants:
+            try:
+                waiting.append(self.execute(self.steps.release_call(grant.claim, grant.token)))
+            except SpellError as error:  # closed
+                failed = asyncio.get_running_loop().create_future()
+                failed.set_exception(error)
+                waiting.append(failed)
+        try:
+            return await asyncio.gather(*waiting, return_exceptions=True)
+        except asyncio.CancelledError:
+            for grant in grants:
+                self.abandon(grant.claim)
+            raise
 
     def abandon(self, claim: Claim) -> None:
         """Leave nothing behind of an attempt, without waiting for that."""
@@ -294,6 +315,7 @@ class Leases(LeaseShell):
         """Release every lease that is still held, within a second, and stop renewing."""
         for grant in tuple(self._grants.values()):
             self.drop(grant)
+        await self._wakes.dismiss()  # who waits leaves the line, and hears that it is closed
         leaving = tuple(self._leaving)
         if leaving:
             await asyncio.wait(leaving, timeout=_CLOSE_WITHIN_S)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -107,6 +108,7 @@ class LeaseSteps:
         """What others wake this client by."""
         self.highest = 0
         """The highest token that this client has seen: none that it is granted is lower."""
+        self._seeing = threading.Lock()
         self._numbers = count(1)
         self._targets: dict[tuple[str | Scope, str], Target] = {}
         self._host, self._pid = socket.gethostname()[:64], os.getpid()
@@ -199,7 +201,9 @@ class LeaseSteps:
 
     def seen(self, token: int) -> int:
         """Take note of a token that this client was granted, and return it."""
-        self.highest = max(self.highest, token)
+        if token > self.highest:
+            with self._seeing:  # two threads
+                self.highest = max(self.highest, token)
         return token
 
     def read_acquire(self, claim: Claim, reply: list[Any], waited_s: float) -> int | Place:

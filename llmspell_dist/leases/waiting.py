@@ -7,15 +7,16 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
+from llmspell_dist.errors import ClosedError
 from llmspell_dist.leases.wire import NONCE_BYTES
 
 if TYPE_CHECKING:
     from llmspell_dist.leases.steps import LeaseSteps
 
-__all__ = ["GRANTED", "RESUMED", "Channel", "Waiter", "Wakes"]
+__all__ = ["CLOSED", "GRANTED", "RESUMED", "Channel", "Waiter", "Wakes"]
 
-GRANTED, BROKEN, RESUMED = b"g", b"b", b"r"
-"""The lease is yours; it was taken from you; messages may be missing."""
+GRANTED, BROKEN, RESUMED, CLOSED = b"g", b"b", b"r", b"c"
+"""The lease is yours; it was taken from you; messages may be missing; the client is closed."""
 
 
 class Channel(Protocol):
@@ -82,6 +83,7 @@ class Wakes:
         self._hub = hub
         self._broken = broken
         self._waiters: dict[bytes, Waiter] = {}
+        self._dismissed = False
         self._subscribing: dict[str, asyncio.Task[None]] = {}
 
     def listens(self, shard: str) -> bool:
@@ -102,6 +104,8 @@ class Wakes:
 
     def enter(self, nonce: bytes) -> Waiter:
         """Begin to listen for one who waits."""
+        if self._dismissed:
+            raise ClosedError("the client is closed")
         waiter = self._waiters[nonce] = Waiter()
         return waiter
 
@@ -121,6 +125,15 @@ class Wakes:
     def _resumed(self) -> None:
         for waiter in tuple(self._waiters.values()):
             waiter.take(RESUMED)
+
+    async def dismiss(self) -> None:
+        """Let nobody wait any more; returns when those who waited have heard it."""
+        self._dismissed = True
+        for waiter in tuple(self._waiters.values()):
+            waiter.take(CLOSED)
+        # A turn for what was woken, another for what it sends.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
 
     async def close(self) -> None:
         """End subscriptions that are under way."""

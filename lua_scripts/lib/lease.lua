@@ -80,9 +80,18 @@ local function hex(raw)
 end
 
 -- The client's channel: the shard's prefix as the queue's key has it, and the client.
+local function channel_of(nonce)
+  return string.match(lease, '^[^:]*:{%d+}') .. ':wake:' .. hex(sub(nonce, 1, 8))
+end
+
 local function wake(nonce, message)
-  local shard = string.match(lease, '^[^:]*:{%d+}')
-  return redis.pcall('PUBLISH', shard .. ':wake:' .. hex(sub(nonce, 1, 8)), nonce .. message)
+  return redis.pcall('PUBLISH', channel_of(nonce), nonce .. message)
+end
+
+-- Whether the client of a waiter is there to be woken.
+local function listens(nonce)
+  local reply = redis.pcall('PUBSUB', 'NUMSUB', channel_of(nonce))
+  return type(reply) ~= 'table' or reply.err or tonumber(reply[2]) > 0
 end
 
 local function waiter_owner(w)
@@ -172,7 +181,7 @@ local function serve(x, count)
     else
       local mode, ttl, deadline, owner = sub(w, 1, 1), u32(w, 2), u48(w, 6), waiter_owner(w)
       local held_already = (x and holder_owner(x) == owner) or redis.call('HEXISTS', readers, owner) == 1
-      if not held_already and (x or (mode == 'x' and count > 0)) then
+      if not held_already and (x or (mode == 'x' and count > 0 and listens(head))) then
         break
       end
       dequeue(head, w)

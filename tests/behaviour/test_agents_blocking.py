@@ -9,6 +9,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from llmspell_dist import ConflictError, blocking
+from llmspell_dist.agents import agent as agent_module
+from llmspell_dist.agents import effect as effect_module
 from llmspell_dist.agents import manager
 from llmspell_dist.agents.errors import (
     AgentNotFoundError,
@@ -18,7 +20,7 @@ from llmspell_dist.agents.errors import (
 )
 from llmspell_dist.agents.execution import ExecutionStatus
 from llmspell_dist.agents.model import AgentState
-from llmspell_dist.blocking import _agents
+from llmspell_dist.blocking import _agent, _agents, _effect
 from llmspell_dist.blocking._agents import Agents
 
 pytestmark = [pytest.mark.integration, pytest.mark.agent]
@@ -50,6 +52,8 @@ def test_a_state_is_saved_loaded_and_changed(agents: Agents) -> None:
     agent.set_context(goal=1)
     agent.set_custom(score=2)
     agent.transition("processing")
+    assert agent.revision == agent.state.revision == agents.load("alice").revision
+    assert agent.lease is None
     assert agents.load("alice") == agent.state
     assert [m.content for m in agent.messages()] == [["hi"]]
     assert len(agents.load_fast("alice", tail=0).conversation) == 0
@@ -83,6 +87,7 @@ def test_effects_run_once(agents: Agents) -> None:
     sent: list[int] = []
     assert one.effect("mail").run(sent.append, 1) is None
     assert two.effect("mail").run(sent.append, 2) is None
+    assert one.effect("named").run(dict, a=1) == {"a": 1}
     assert sent == [1]
     with pytest.raises(ZeroDivisionError), one.effect("call"):
         _ = 1 / 0
@@ -96,7 +101,7 @@ def test_effects_run_once(agents: Agents) -> None:
         effect.commit("done")
     with one.effect("call") as again:
         assert (again.done, again.result) == (True, "done")
-    assert [record.key for record in one.effects()] == ["mail", "call"]
+    assert [record.key for record in one.effects()] == ["mail", "named", "call"]
 
 
 def test_a_process_holds_the_lease(agents: Agents) -> None:
@@ -104,6 +109,11 @@ def test_a_process_holds_the_lease(agents: Agents) -> None:
     with agents.run("alice", create=lambda: AgentState.new("alice", "t")) as agent:
         agent.add_message("user", "hi")
         first = agent.token
+        assert agent.lease is not None
+        agent.lease.state.set("agent:alice", "mood", "curious")
+        assert agent.pause().status is ExecutionStatus.SUSPENDED
+        assert agent.resume().status is ExecutionStatus.IDLE
+        assert agent.stop().status is ExecutionStatus.COMPLETED
     with agents.run("alice", wait=timedelta(seconds=5)) as agent:
         assert [m.content for m in agent.state.conversation] == ["hi"]
         assert first is not None
@@ -111,10 +121,16 @@ def test_a_process_holds_the_lease(agents: Agents) -> None:
         assert agent.token > first
 
 
-@pytest.mark.parametrize("name", manager.__all__)
-def test_both_surfaces_have_the_same_methods(name: str) -> None:
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        (manager.Agents, _agents.Agents),
+        (agent_module.Agent, _agent.Agent),
+        (effect_module.Effect, _effect.Effect),
+    ],
+)
+def test_both_surfaces_have_the_same_methods(one: type, two: type) -> None:
     """By name, with the same arguments."""
-    one, two = getattr(manager, name), getattr(_agents, name)
 
     def surface(cls: type) -> dict[str, list[str]]:
         return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -21,6 +22,7 @@ from llmspell_dist import (
     connect,
     context,
 )
+from llmspell_dist.agents.agent import Agent
 from llmspell_dist.agents.effects import EffectRecord, EffectStatus
 from llmspell_dist.agents.errors import (
     AgentNotFoundError,
@@ -30,9 +32,10 @@ from llmspell_dist.agents.errors import (
     EffectTakenOverError,
     EffectUnknownError,
 )
-from llmspell_dist.agents.manager import Agent, Agents
+from llmspell_dist.agents.manager import Agents
 from llmspell_dist.agents.model import AgentState
 from llmspell_dist.client import Spell
+from llmspell_dist.context import current_context
 from llmspell_dist.state.manager import StateManager
 
 pytestmark = [pytest.mark.integration, pytest.mark.agent]
@@ -134,6 +137,79 @@ async def test_a_plain_function_is_called_too(agent: Agent) -> None:
     assert calls == [1]
 
 
+async def test_arguments_by_name_reach_the_function(agent: Agent, mail: Mail) -> None:
+    """Of a coroutine function and of a plain one, whatever they are called."""
+
+    def plain(*, function: str, self: int) -> list[Any]:
+        return [function, self]
+
+    async def coroutine(*, key: str) -> str:
+        return key
+
+    assert await agent.effect("plain").run(plain, function="f", self=1) == ["f", 1]
+    assert await agent.effect("coroutine").run(coroutine, key="k") == "k"
+
+
+class Caller:
+    """An object that is called like a coroutine function."""
+
+    async def __call__(self) -> int:
+        return threading.get_ident()
+
+    def thread(self) -> Awaitable[int]:
+        """Return what can be awaited, from a function that is none itself."""
+        return self()
+
+
+async def test_a_plain_function_does_not_hold_up_the_event_loop(agent: Agent) -> None:
+    """It runs in a thread, with the caller's context variables; a coroutine on the loop."""
+    begun, going = asyncio.Event(), threading.Event()
+    loop, here = asyncio.get_running_loop(), threading.get_ident()
+
+    def slow() -> list[Any]:
+        loop.call_soon_threadsafe(begun.set)
+        assert going.wait(10)
+        return [threading.get_ident() == here, current_context().actor]
+
+    with context(actor="planner-3"):
+        task = asyncio.create_task(agent.effect("mail").run(slow))
+    await begun.wait()  # the loop turns while the function waits for us
+    going.set()
+    assert await task == [False, "planner-3"]
+    assert await agent.effect("an object").run(Caller()) == here
+    assert await agent.effect("what it returns").run(Caller().thread) == here
+
+
+async def test_a_plain_function_past_its_limit_goes_on_unheard(agent: Agent, other: Agent) -> None:
+    """Nobody can end a thread: the outcome is unknown, and what it returns is dropped."""
+    going, ended = threading.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def slow() -> str:
+        assert going.wait(10)
+        loop.call_soon_threadsafe(ended.set)
+        return "too late"
+
+    with pytest.raises(EffectUnknownError, match=r"longer than its limit of 0\.02 s"):
+        await agent.effect("mail", limit=0.02).run(slow)
+    going.set()
+    await ended.wait()
+    assert (await status(agent)).status is EffectStatus.UNKNOWN
+    with pytest.raises(EffectUnknownError):
+        await other.effect("mail").run(slow)
+
+
+async def test_a_stop_iteration_is_heard_of(agent: Agent) -> None:
+    """No future can carry one: it comes as coroutines raise it."""
+
+    def stops() -> None:
+        raise StopIteration
+
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        await agent.effect("mail").run(stops)
+    assert (await status(agent)).status is EffectStatus.UNKNOWN
+
+
 async def test_of_many_at_once_one_carries_it_out(agents: Agents, mail: Mail) -> None:
     """The others hear that it is in progress, or get the result."""
     going = asyncio.Event()
@@ -160,7 +236,7 @@ async def test_as_a_block_the_outcome_is_said(agent: Agent, other: Agent, mail: 
     """Inside it is not done yet; after it, everybody has the result."""
     async with agent.effect("mail") as effect:
         assert not effect.done
-        with pytest.raises(InvalidArgumentError):
+        with pytest.raises(InvalidArgumentError, match="no result yet: it has one once its block"):
             _ = effect.result
         effect.commit(await mail.send("bob"))
     assert (effect.done, effect.result) == (True, {"to": ["bob"], "id": 1})
@@ -298,8 +374,28 @@ async def test_the_limit_ends_what_takes_too_long(agent: Agent) -> None:
     with pytest.raises(EffectUnknownError, match="longer than its limit") as caught:
         await agent.effect("mail", limit=0.02).run(hangs)
     assert cancelled.is_set()
-    assert caught.value.status == "unknown"
+    assert (caught.value.status, caught.value.recorded) == ("unknown", "unknown")
     assert (await status(agent)).status is EffectStatus.UNKNOWN
+    with pytest.raises(EffectUnknownError) as again:
+        await agent.effect("mail").run(hangs)
+    assert str(again.value) == str(caught.value)
+
+
+async def test_what_somebody_resolved_past_the_limit_is_not_called_unknown(
+    agent: Agent, other: Agent, raw: Raw
+) -> None:
+    """Who took too long hears that it was decided meanwhile."""
+
+    async def hangs() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await past_deadline(other, raw)
+            await other.effect("mail").resolve("by hand")
+
+    with pytest.raises(EffectTakenOverError) as caught:
+        await agent.effect("mail", limit=0.02).run(hangs)
+    assert caught.value.status == "committed"
 
 
 async def test_a_timeout_of_the_functions_own_is_its_own(agent: Agent) -> None:
@@ -353,6 +449,7 @@ async def test_a_claim_past_its_limit_is_an_unknown_outcome(
         with pytest.raises(EffectUnknownError, match="limit was over") as caught:
             await other.effect("mail").run(mail.send)
         assert caught.value.claimed_by == "w1"
+        assert (caught.value.facts["status"], caught.value.recorded) == ("unknown", "claimed")
     assert (await status(other)).status is EffectStatus.UNKNOWN
     assert mail.sent == 0
 

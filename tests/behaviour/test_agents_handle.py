@@ -89,7 +89,7 @@ async def test_a_handle_and_what_is_stored_stay_equal(agents: Agents) -> None:
     assert agent.state.conversation[0].content == [{"type": "text"}]
     assert message.timestamp == T0 + timedelta(seconds=1)
     assert agent.state.tool_usage.tool_performance["web"].average_duration_ms == 6.25
-    assert agent.state.revision is None
+    assert agent.state.revision == (await agents.load("alice")).revision
     agent.state.metadata.tags.append("saved")
     revision = await agent.save()
     assert agent.state == await agents.load("alice")
@@ -132,6 +132,221 @@ async def test_each_piece_is_one_commit_of_what_is_new(agents: Agents, store: St
     sizes = [sum(len(c.payload or b"") for c in entry.changes) for entry in store.log()[before:]]
     assert max(sizes[0::2]) <= sizes[0] + 4  # a counter of the log's own
     assert max(sizes[1::2]) <= sizes[1] + 8
+
+
+async def test_every_update_says_its_revision(agents: Agents) -> None:
+    """After each of them the handle and its state know the commit, and a fork finds that moment."""
+    state = await new_agent(agents)
+    agent = agents.agent("alice")
+    assert agent.revision is None
+    await agent.refresh()
+    assert agent.revision == state.revision
+    past: list[tuple[Any, AgentState]] = []
+    for update in (
+        lambda: agent.add_message("user", "hi"),
+        lambda: agent.add_messages(Message(Role.USER, 1, T0)),
+        lambda: agent.record_tool_usage("web", 1, False),
+        lambda: agent.set_context(goal=1),
+        lambda: agent.set_custom(goal=1),
+        lambda: agent.transition("processing"),
+        agent.pause,
+        agent.save,
+    ):
+        before = agent.revision
+        await update()
+        there = await agents.load("alice")
+        assert agent.revision == agent.state.revision == there.revision != before
+        past.append((agent.state.revision, there))
+    for place, (revision, there) in enumerate(past):
+        fork = await agents.fork("alice", f"fork {place}", at=revision)
+        there.agent_id = fork.agent_id
+        assert fork == there
+    unloaded = agents.agent("alice")
+    await unloaded.set_context(goal=2)
+    assert unloaded.revision == (await agents.load("alice")).revision
+
+
+async def test_a_handle_alone_knows_all_revisions(
+    agents: Agents, spell: Spell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While nobody else writes, each update is one request, and so is a save after them."""
+    await new_agent(agents)
+    agent = agents.agent("alice")
+    await agent.refresh()
+    asked = {"execute": 0, "commit": 0}
+
+    def count(name: str) -> None:
+        original = getattr(spell._driver, name)
+
+        def counting(*arguments: Any) -> Any:
+            asked[name] += 1
+            return original(*arguments)
+
+        monkeypatch.setattr(spell._driver, name, counting)
+
+    count("execute")
+    count("commit")
+    for number in range(3):
+        await agent.add_message("user", [number])
+        await agent.record_tool_usage("web", 1.5, number > 0)
+        await agent.set_context({"goal": number})
+        await agent.transition("processing" if number % 2 == 0 else "idle")
+    agent.state.context["by hand"] = 1
+    await agent.save()
+    assert asked == {"execute": 0, "commit": 13}
+    snapshot = agent.state.stored
+    loaded = await agents.load("alice")
+    assert snapshot is not None
+    assert loaded.stored is not None
+    assert snapshot.revisions == loaded.stored.revisions
+    assert snapshot.values == loaded.stored.values
+    assert {key: held for key, held in snapshot.maps.items() if held} == loaded.stored.maps
+    assert snapshot.conversation == loaded.stored.conversation
+    assert agent.state == loaded
+
+
+async def test_a_first_message_of_a_handle_is_appended_to_by_a_save(
+    agents: Agents, store: Store
+) -> None:
+    """Who began the list knows where it lies, also after others wrote: it is not put anew."""
+    await new_agent(agents)
+    for others in (False, True):
+        await agents.save(AgentState.new("alice", "t", now=lambda: T0), force=True)
+        agent = agents.agent("alice")
+        await agent.refresh()
+        if others:
+            await agents.agent("alice").record_tool_usage("web", 1, True)
+            await agents.agent("alice").set_custom(a=1)
+            await agents.save(AgentState.new("alice", "t", now=lambda: T0), force=True)
+        await agent.add_message("user", "first")
+        agent.state.add_message("user", "second", at=T0)
+        await agent.save()
+        ops = {change.key: change.op for change in store.log()[-1].changes}
+        assert ops == {"agent.conversation": 6, "agent.modified": 1}
+
+
+async def test_what_was_changed_by_hand_is_not_taken_for_stored(agents: Agents) -> None:
+    """Updates in between do not hide it from the save, whatever they touch."""
+    await new_agent(agents)
+    agent = agents.agent("alice")
+    await agent.refresh()
+    await agent.record_tool_usage("web", 1, True)
+    agent.state.record_tool_usage("web", 2, True, at=T0)
+    agent.state.context["goal"] = "by hand"
+    agent.state.add_message("user", "by hand", at=T0)
+    agent.state.execution = ExecutionState(ExecutionStatus.FAILED, "by hand")
+    await agent.record_tool_usage("web", 4, False)
+    await agent.set_context(other=1)
+    await agent.add_message("user", "by the handle")
+    await agent.save()
+    state = await agents.load("alice")
+    assert state == agent.state
+    assert state.tool_usage.tool_performance["web"].total_duration_ms == 7
+    assert state.context == {"goal": "by hand", "other": 1}
+    assert [m.content for m in state.conversation] == ["by hand", "by the handle"]
+    assert state.status is ExecutionStatus.FAILED
+
+
+async def test_a_value_changed_while_it_is_sent_is_not_taken_for_stored(agents: Agents) -> None:
+    """The handle holds what was sent, and a save does not believe the other is there."""
+    await new_agent(agents)
+    agent = agents.agent("alice")
+    await agent.refresh()
+    goal = [1]
+    call = asyncio.ensure_future(agent.set_context(goal=goal))
+    message = asyncio.ensure_future(agent.add_message("user", goal))
+    await asyncio.sleep(0)
+    goal.append(2)
+    await asyncio.gather(call, message)
+    assert agent.state.context == {"goal": [1]}
+    assert [m.content for m in agent.state.conversation] == [[1]]
+    assert await agents.load("alice") == agent.state
+
+
+@pytest.mark.parametrize("plain", [False, True])
+async def test_a_change_of_others_just_before_an_update_is_seen_by_the_save(
+    agents: Agents, state: StateManager, plain: bool
+) -> None:
+    """Of an agent's handle or of plain state, and to the very key that the update touches."""
+    await new_agent(agents)
+    agent = agents.agent("alice")
+    await agent.refresh()
+    await agent.set_context(mine=1)
+    if plain:
+        await state.merge(S, "agent.context", {"other": 1})
+    else:
+        await agents.agent("alice").set_context(other=1)
+    await agent.set_context(mine=2)
+    agent.state.context["mine"] = 3
+    with pytest.raises(ConflictError) as caught:
+        await agent.save()
+    assert "agent.context" in {each.key for each in caught.value.keys}
+    assert (await agents.load("alice")).context == {"mine": 2, "other": 1}
+
+
+async def test_updates_of_one_handle_at_once_keep_their_order(agents: Agents) -> None:
+    """None of them is refused and sent again behind the others; a save then looks, and succeeds."""
+    await new_agent(agents)
+    agent = agents.agent("alice")
+    await agent.refresh()
+    await agents.agent("alice").set_custom(other=1)
+    await agent.refresh()
+    await asyncio.gather(*(agent.add_message("user", number) for number in range(20)))
+    assert [m.content for m in await agent.messages()] == list(range(20))
+    assert agent.state == await agents.load("alice")
+    await agent.save()
+
+    async def one_after_the_other() -> None:
+        await agent.add_message("user", "first")
+        await agent.add_message("user", "third")
+
+    await asyncio.gather(one_after_the_other(), agent.add_message("user", "second"))
+    assert [m.content for m in await agent.messages(-3)] == ["first", "second", "third"]
+    assert agent.state == await agents.load("alice")
+    agent.state.context["a"] = 1
+    await agent.save()
+    assert agent.state == await agents.load("alice")
+
+
+async def test_a_load_that_overtakes_an_update_counts_it_once(
+    agents: Agents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The state that was loaded meanwhile has the message already."""
+    await new_agent(agents)
+    agent = agents.agent("alice")
+    await agent.refresh()
+    apply_known = agent._steps.updates.apply_known
+
+    def overtaken(*arguments: Any) -> Any:
+        applied = yield from apply_known(*arguments)
+        yield Call(agent.refresh, ())
+        return applied
+
+    monkeypatch.setattr(agent._steps.updates, "apply_known", overtaken)
+    await agent.add_message("user", "once")
+    assert [m.content for m in agent.state.conversation] == ["once"]
+    agent.state.context["a"] = 1
+    await agent.save()
+    assert agent.state == await agents.load("alice")
+
+
+async def test_a_load_that_an_update_overtakes_is_not_taken_for_all(
+    agents: Agents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lacks the message, so a save of it is refused."""
+    await new_agent(agents)
+    agent = agents.agent("alice")
+    apply = agent._steps.updates.apply
+
+    def overtaking(*arguments: Any) -> Any:
+        yield Call(agent.refresh, ())
+        return (yield from apply(*arguments))
+
+    monkeypatch.setattr(agent._steps.updates, "apply", overtaking)
+    await agent.add_message("user", "unseen")
+    agent.state.context["a"] = 1
+    with pytest.raises(ConflictError):
+        await agent.save()
 
 
 async def test_many_handles_add_at_once_and_nothing_is_lost(agents: Agents) -> None:
@@ -340,6 +555,34 @@ async def test_pause_resume_and_stop_persist(agents: Agents) -> None:
     assert (await agents.load("alice")).last_modified == T0 + timedelta(seconds=4)
 
 
+async def test_a_handle_pauses_resumes_and_stops(agents: Agents) -> None:
+    """As the methods for an id do, and its state follows."""
+    await new_agent(agents)
+    agent = agents.agent("alice")
+    await agent.refresh()
+    await agent.transition("processing")
+    assert (await agent.pause(reason="night")).suspended_from is ExecutionStatus.PROCESSING
+    assert agent.state.execution == (await agents.load("alice")).execution
+    assert (await agent.resume(reason="day")).status is ExecutionStatus.PROCESSING
+    assert (await agent.stop(reason="done")) == ExecutionState(ExecutionStatus.COMPLETED, "done")
+    assert agent.state == await agents.load("alice")
+    with pytest.raises(IllegalTransitionError):
+        await agent.pause()
+
+
+async def test_a_handle_that_knows_another_status_goes_by_what_is_stored(agents: Agents) -> None:
+    """What it has loaded neither allows nor forbids."""
+    await new_agent(agents)
+    agent = agents.agent("alice")
+    await agent.refresh()
+    await agents.pause("alice")
+    assert (await agent.resume()).status is ExecutionStatus.IDLE  # it knew of no pause
+    await agent.refresh()
+    await agents.stop("alice")
+    with pytest.raises(IllegalTransitionError):
+        await agent.transition("processing")  # it knew of no stop
+
+
 async def test_an_illegal_transition_changes_nothing(agents: Agents, store: Store) -> None:
     """What is stored decides, not what a handle has loaded."""
     await new_agent(agents)
@@ -453,6 +696,52 @@ async def test_agents_of_every_shard_are_found(url: str, namespace: str, store: 
         assert forked.agent_id == "elsewhere"
 
 
+async def pages_of(agents: Agents, limit: int, **wanted: Any) -> list[list[str]]:
+    """Return the ids of all pages."""
+    pages: list[list[str]] = []
+    cursor = None
+    while True:
+        page = await agents.list(cursor=cursor, limit=limit, **wanted)
+        pages.append([summary.agent_id for summary in page.items])
+        cursor = page.cursor
+        if cursor is None:
+            return pages
+
+
+@pytest.mark.parametrize(("count", "limit"), [(0, 2), (1, 1), (8, 1), (8, 2), (300, 2), (300, 50)])
+async def test_a_page_has_no_more_than_its_limit(agents: Agents, count: int, limit: int) -> None:
+    """In a small namespace, which the server gives all at once, as in a large one; each once."""
+    wanted = {f"a.{number}" for number in range(count)}
+    await asyncio.gather(*(new_agent(agents, name) for name in wanted))
+    pages = await pages_of(agents, limit)
+    assert all(len(page) <= limit for page in pages)
+    assert sorted(name for page in pages for name in page) == sorted(wanted)
+    (one,) = {len(page) for page in await pages_of(agents, 5000)}
+    assert one == count
+
+
+async def test_what_is_there_all_the_time_is_in_one_of_the_pages(agents: Agents) -> None:
+    """Whoever comes or goes between the pages: small grows large, and large shrinks."""
+    stay = {f"stay {number}" for number in range(40)}
+    await asyncio.gather(*(new_agent(agents, name) for name in stay))
+    found: list[str] = []
+    cursor, page_number = None, 0
+    while page_number == 0 or cursor is not None:
+        page = await agents.list(cursor=cursor, limit=3)
+        assert len(page.items) <= 3
+        found += [summary.agent_id for summary in page.items]
+        cursor = page.cursor
+        page_number += 1
+        if page_number < 20:
+            for number in range(20):
+                await new_agent(agents, f"more {page_number} {number}")
+        elif page_number < 39:
+            for number in range(20):
+                await agents.delete(f"more {page_number - 19} {number}")
+        assert page_number < 2000
+    assert stay <= set(found)
+
+
 @pytest.mark.parametrize(
     "wanted",
     [
@@ -466,6 +755,10 @@ async def test_agents_of_every_shard_are_found(url: str, namespace: str, store: 
         {"cursor": "nonsense"},
         {"cursor": "7.0"},
         {"cursor": "0.x"},
+        {"cursor": "0.0.5.0"},
+        {"cursor": "0.0.x.0.agent:a"},
+        {"cursor": "0.0.5.x.agent:a"},
+        {"cursor": "0.0.0.0.agent:a"},
         {"cursor": 5},
         {"limit": 0},
         {"limit": True},
@@ -548,12 +841,38 @@ async def test_a_fork_at_a_moment_is_exactly_the_state_then(agents: Agents) -> N
         assert await agents.load(fork.agent_id) == state
 
 
-async def test_a_fork_at_a_time_sees_what_was_committed_by_then(agents: Agents) -> None:
-    """A server time, in the future too: that is now."""
+async def test_a_fork_of_a_moment_that_is_not_yet_is_refused(agents: Agents) -> None:
+    """A time or a revision of the future; the error says what time it is."""
+    state = await new_agent(agents)
+    assert state.revision is not None
+    later = datetime.now(UTC) + timedelta(days=1)
+    for at in (later, state.revision._replace(ms=state.revision.ms + 86_400_000)):
+        with pytest.raises(InvalidArgumentError, match=r"^at must not be in the future: it is 20"):
+            await agents.fork("alice", "bob", at=at)
+    with pytest.raises(AgentNotFoundError):
+        await agents.load("bob")
+
+
+async def test_a_fork_takes_a_revision_as_text(agents: Agents) -> None:
+    """As it is printed; another text is refused, and the error says what it should be."""
+    state = await new_agent(agents)
+    await agents.agent("alice").add_message("user", "later")
+    fork = await agents.fork("alice", "bob", at=str(state.revision))
+    assert len(fork.conversation) == 0
+    for bad in ("yesterday", 5):
+        with pytest.raises(InvalidArgumentError, match=r"at must be .*Revision\.parse"):
+            await agents.fork("alice", "carol", at=bad)  # type: ignore[arg-type]
+
+
+async def test_a_fork_at_a_time_sees_what_was_committed_by_then(
+    agents: Agents, store: Store
+) -> None:
+    """A time of the server's clock."""
     state = await new_agent(agents)
     assert state.revision is not None
     await agents.agent("alice").add_message("user", "later")
-    fork = await agents.fork("alice", "bob", at=datetime.now(UTC) + timedelta(days=1))
+    now = datetime.fromtimestamp(store.raw.now_ms() / 1000, UTC)
+    fork = await agents.fork("alice", "bob", at=now)
     assert len(fork.conversation) == 1
     with pytest.raises(AgentNotFoundError) as caught:
         await agents.fork("alice", "carol", at=state.revision.time - timedelta(seconds=1))
@@ -561,9 +880,9 @@ async def test_a_fork_at_a_time_sees_what_was_committed_by_then(agents: Agents) 
 
 
 async def test_a_fork_is_of_one_moment_whatever_comes_meanwhile(
-    agents: Agents, monkeypatch: pytest.MonkeyPatch
+    agents: Agents, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A time in the future is the moment at which the fork began."""
+    """A time that is now is the moment at which the fork began."""
     await new_agent(agents)
 
     class Interrupted(History):
@@ -575,7 +894,8 @@ async def test_a_fork_is_of_one_moment_whatever_comes_meanwhile(
             return (yield from super().get_at(scope, key, at, default))
 
     monkeypatch.setattr("llmspell_dist.agents.steps.History", Interrupted)
-    fork = await agents.fork("alice", "bob", at=datetime.now(UTC) + timedelta(days=1))
+    now = datetime.fromtimestamp(store.raw.now_ms() / 1000, UTC)
+    fork = await agents.fork("alice", "bob", at=now)
     assert fork.context == {}
     assert (await agents.load("alice")).context == {"late": 1}
 

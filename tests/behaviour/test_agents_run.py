@@ -6,21 +6,24 @@ import asyncio
 import os
 import signal
 import sys
+import threading
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from fix_faults import environment
-from fix_state import Store
+from fix_state import Store, until
 
 from llmspell_dist import InvalidArgumentError, connect
 from llmspell_dist.agents.effects import EffectStatus
 from llmspell_dist.agents.errors import AgentNotFoundError, EffectUnknownError
+from llmspell_dist.agents.execution import ExecutionStatus
 from llmspell_dist.agents.manager import Agents
 from llmspell_dist.agents.model import AgentState
 from llmspell_dist.client import Spell
 from llmspell_dist.errors import (
     LeaseLostError,
+    LeaseRequiredError,
     LeaseUnavailableError,
     SpellError,
     StaleFencingTokenError,
@@ -75,6 +78,8 @@ async def test_every_write_of_a_process_is_fenced(
             stale.set_context(a=1),
             stale.set_custom(a=1),
             stale.transition("processing"),
+            stale.pause(),
+            stale.stop(),
             stale.save(),
             stale.save(force=True),
             effect.run(lambda: 1),
@@ -85,6 +90,66 @@ async def test_every_write_of_a_process_is_fenced(
                 await call
             assert (caught.value.given, caught.value.current) == (stale.token, agent.token)
         assert store.dump() == before
+
+
+async def test_the_lease_of_a_process_is_at_hand(agents: Agents, spell: Spell) -> None:
+    """Other keys of the scope are written fenced with it; a handle without a lease has none."""
+    await agents.save(alice())
+    assert agents.agent("alice").lease is None
+    async with agents.run("alice") as stale:
+        assert stale.lease is not None
+        assert stale.lease.token == stale.token
+        stale.lease.check()
+        await stale.lease.state.set(S, "mood", "curious")
+        await spell.leases.require(S, lease=stale.lease)
+        await stale.lease.state.set(S, "mood", "calm")
+    with pytest.raises(LeaseLostError):
+        stale.lease.check()
+    async with agents.run("alice") as agent:
+        with pytest.raises(StaleFencingTokenError):
+            await stale.lease.state.set(S, "mood", "stale")
+        assert agent.lease is not None
+        assert await spell.leases.unrequire(S, lease=agent.lease)
+    await spell.state.set(S, "mood", "free")
+
+
+async def test_a_process_pauses_itself_where_the_scope_demands_the_lease(
+    agents: Agents, spell: Spell
+) -> None:
+    """By its handle; who names the agent from outside is refused."""
+    await agents.save(alice())
+    await spell.leases.require(S)
+    async with agents.run("alice") as agent:
+        await agent.transition("processing")
+        for call in (agents.pause, agents.stop):
+            with pytest.raises(LeaseRequiredError):
+                await call("alice")
+        assert (await agent.pause(reason="night")).status is ExecutionStatus.SUSPENDED
+        with pytest.raises(LeaseRequiredError):
+            await agents.resume("alice")
+        assert (await agent.resume()).status is ExecutionStatus.PROCESSING
+        assert (await agent.stop()).status is ExecutionStatus.COMPLETED
+        assert (await agents.load("alice")).execution == agent.state.execution
+
+
+async def test_a_slow_plain_function_does_not_cost_the_lease(agents: Agents, spell: Spell) -> None:
+    """It is renewed while the function runs, for longer than its time to live."""
+    await agents.save(alice())
+    async with agents.run("alice", ttl=0.2) as agent:
+        lease = agent.lease
+        assert lease is not None
+        taken_at, going = lease.grant.sent_at, threading.Event()
+
+        def slow() -> str:
+            assert going.wait(10)
+            return "sent"
+
+        task = asyncio.create_task(agent.effect("mail").run(slow))
+        await until(lambda: lease.grant.sent_at > taken_at + lease.ttl_s)
+        going.set()
+        assert await task == "sent"
+        lease.check()
+        await agent.add_message("user", "still here")
 
 
 async def test_an_effect_of_one_who_lost_the_lease_is_unknown_to_the_next(

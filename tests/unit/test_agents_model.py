@@ -188,8 +188,11 @@ def test_a_resumed_agent_does_what_it_did_before(status):
 
 def test_only_a_suspended_agent_can_be_resumed():
     """Anything else is an illegal transition, not a silent change."""
-    with pytest.raises(errors.IllegalTransitionError):
-        ExecutionState(S.COMPLETED).resumed()
+    with pytest.raises(errors.IllegalTransitionError) as caught:
+        ExecutionState(S.COMPLETED).resumed(agent_id="alice")
+    assert (caught.value.action, caught.value.wanted) == ("resume", "idle")
+    assert "is completed: resume is only for one that is suspended" in str(caught.value)
+    assert "can become idle" in str(caught.value)
     assert ExecutionState(S.SUSPENDED).resumed().status is S.IDLE
 
 
@@ -210,6 +213,7 @@ FACTS: dict[str, Any] = {"status": "claimed", "claimed_by": "w1", "token": 7, "s
         errors.AgentNotFoundError("alice", T0),
         errors.AgentExistsError("alice"),
         errors.IllegalTransitionError("idle", "failed", ["x"]),
+        errors.IllegalTransitionError("idle", "idle", ["x"], "alice", action="resume"),
         errors.EffectInProgressError("alice", "mail", **FACTS),
         errors.EffectUnknownError("alice", "mail", **FACTS, reason="lost"),
         errors.EffectFailedError("alice", "mail", **FACTS),
@@ -240,6 +244,14 @@ def test_an_error_names_who_and_since_when():
     assert "w1" in text
     assert "token 7" in text
     assert "2024-11-23T15:00:00.000+00:00" in text
+
+
+def test_an_error_says_what_to_do():
+    """Where only the caller knows how it ended, and where a retry must be asked for."""
+    unknown = str(errors.EffectUnknownError("alice", "mail", **FACTS))
+    assert "resolve(result)" in unknown
+    assert "retry()" in unknown
+    assert "retry_failed=True" in str(errors.EffectFailedError("alice", "mail", **FACTS))
 
 
 def test_names_of_tools_never_run_into_one_another():

@@ -1,0 +1,191 @@
+"""One effect that runs once: claim, act, say how it ended; asynchronous."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Self
+
+from llmspell_dist.agents.calling import LimitOverError, call_async
+from llmspell_dist.agents.effect_steps import EffectSteps
+from llmspell_dist.agents.effects import EffectRecord, EffectStatus
+from llmspell_dist.agents.errors import EffectTakenOverError, EffectUnknownError
+from llmspell_dist.errors import (
+    CodecError,
+    InvalidArgumentError,
+    LimitError,
+    SpellError,
+    mask_secrets,
+)
+from llmspell_dist.state.driver import AsyncDriver
+
+__all__ = ["Effect"]
+
+Limit = float | timedelta
+
+
+class Effect:
+    """An effect that runs once: a mail, a payment, a call that must not repeat.
+
+    As ``await effect.run(send, mail)``, or as a context manager: ``async with effect:``, then,
+    unless `done`, act and say `commit` or `fail`; what was said is stored at the end of the block.
+    A block that ends without a word, or by an exception that is not one of `failed_on`, leaves the
+    outcome unknown.
+
+    On the way in: what happened already is `done`, with its `result`. `EffectInProgressError`:
+    somebody is at it, within the limit. `EffectUnknownError`: nobody knows whether it happened;
+    find out, then `resolve` or `retry`. `EffectFailedError`: it failed.
+    """
+
+    def __init__(
+        self,
+        driver: AsyncDriver,
+        steps: EffectSteps,
+        key: str,
+        *,
+        by: str,
+        limit_ms: int,
+        keep: Limit | None,
+        failed_on: type[BaseException] | tuple[type[BaseException], ...],
+        retry_failed: bool,
+    ) -> None:
+        self._driver = driver
+        self._steps = steps
+        self._by = by
+        self._limit_ms = limit_ms
+        self._keep = keep
+        self._failed_on = failed_on
+        self._retry_failed = retry_failed
+        self._claim: EffectRecord | None = None
+        self._said: tuple[EffectStatus, Any, str | None] | None = None
+        self._result: Any = None
+        self.key = key
+        """Which effect of the agent it is."""
+        self.done = False
+        """Whether it has happened."""
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.key!r} of {self._steps.agent_id!r}>"
+
+    @property
+    def result(self) -> Any:
+        """The result, once it is `done`."""
+        if not self.done:
+            rule = "has no result yet: it has one once its block has ended, or `run` has returned"
+            raise InvalidArgumentError("effect", self.key, rule)
+        return self._result
+
+    async def run(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Any:
+        """Carry the effect out by calling a function, or return the result that it had before.
+
+        A coroutine function is cancelled at the limit; the outcome then is unknown. A plain one
+        runs in a thread with the context variables of the caller. It cannot be cancelled: at the
+        limit the outcome is unknown, it goes on, and what it returns later is dropped.
+        """
+        if not callable(function):
+            raise InvalidArgumentError("function", function, "must be callable")
+        try:
+            async with self:
+                if not self.done:
+                    self.commit(await call_async(self._limit_ms, function, arguments, named))
+        except LimitOverError as over:
+            seen = await self._driver.run(self._steps.look(self.key))
+            record = seen.record
+            if record is not None and record.status is EffectStatus.COMMITTED:
+                raise seen.error(EffectTakenOverError) from None  # somebody resolved it meanwhile
+            raise seen.error(EffectUnknownError, str(over)) from None
+        return self._result
+
+    def commit(self, result: Any = None) -> None:
+        """Say that it happened; stored at the end of the block."""
+        self._say(EffectStatus.COMMITTED, result, None)
+
+    def fail(self, reason: str | BaseException) -> None:
+        """Say that it certainly did not happen; stored at the end of the block."""
+        text = _text_of(reason) if isinstance(reason, BaseException) else reason
+        if type(text) is not str:
+            raise InvalidArgumentError("reason", reason, "must be a str or an exception")
+        self._say(EffectStatus.FAILED, None, text)
+
+    def _say(self, status: EffectStatus, result: Any, reason: str | None) -> None:
+        if self._claim is None:
+            raise InvalidArgumentError(
+                "effect", self.key, "must be claimed: say it inside its block"
+            )
+        self._said = status, result, reason
+
+    async def __aenter__(self) -> Self:
+        if self._claim is None:
+            record = await self._driver.run(
+                self._steps.claim(self.key, self._by, self._limit_ms, self._retry_failed)
+            )
+            if record.status is EffectStatus.COMMITTED:
+                self.done, self._result = True, record.result
+            else:
+                self._claim = record
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        claim, said = self._claim, self._said
+        self._claim = self._said = None
+        if claim is None:
+            return
+        if said is None:
+            if error is None:
+                said = EffectStatus.UNKNOWN, None, "its block ended without saying how it ended"
+            elif isinstance(error, self._failed_on):
+                said = EffectStatus.FAILED, None, _text_of(error)
+            else:
+                said = EffectStatus.UNKNOWN, None, _text_of(error)
+        try:
+            await self._settle(claim, *said)
+        except SpellError:
+            if error is None:
+                raise
+            # The exception of the block is what its user must see, and the claim that is left
+            # behind says to everybody else that the outcome is unknown.
+
+    async def _settle(
+        self, claim: EffectRecord, status: EffectStatus, result: Any, reason: str | None
+    ) -> None:
+        steps = self._steps
+        try:
+            await self._driver.run(steps.settle(claim, status, result, reason, self._keep))
+        except (CodecError, LimitError) as error:
+            # It happened, and its result cannot be stored: somebody has to say what it was.
+            unknown = EffectStatus.UNKNOWN
+            await self._driver.run(steps.settle(claim, unknown, None, _text_of(error), None))
+            raise
+        if status is EffectStatus.COMMITTED:
+            self.done, self._result = True, result
+
+    async def resolve(self, result: Any = None) -> None:
+        """Say that an effect of unknown outcome did happen, and with which result.
+
+        `EffectInProgressError` while somebody is at it, `EffectCommittedError` if it has a result.
+        """
+        await self._driver.run(
+            self._steps.resolve(self.key, self._by, self._limit_ms, result, self._keep)
+        )
+        self.done, self._result = True, result
+
+    async def retry(self) -> None:
+        """Say that an effect of unknown outcome did not happen, and claim it anew.
+
+        `run` or the block that follows, of this very object, then carries it out.
+        `EffectInProgressError` while somebody is at it, `EffectCommittedError` if it has a result.
+        """
+        self._claim = await self._driver.run(self._steps.retry(self.key, self._by, self._limit_ms))
+
+
+def _text_of(error: BaseException) -> str:
+    said = str(error)
+    if type(error) is LimitOverError:
+        return said
+    return mask_secrets(f"{type(error).__name__}: {said}" if said else type(error).__name__)
