@@ -142,15 +142,15 @@ async def test_pieces_that_come_twice_are_laid_down_once(state: StateManager, ra
             for i, piece in enumerate(pieces)
         ]
         for call in calls:
-            await driver._execute(call)
+            await driver.execute(call)
         before = raw("LRANGE", key, 0, -1) if form == b"list" else raw("HGETALL", key)
         for call in calls:
-            assert await driver._execute(call) == 12 // width
+            assert await driver.execute(call) == 12 // width
         after = raw("LRANGE", key, 0, -1) if form == b"list" else raw("HGETALL", key)
         assert after == before
         assert 0 < raw("PTTL", key) <= 3_600_000
         raw("DEL", key)
-        assert await driver._execute(calls[1]) == -1
+        assert await driver.execute(calls[1]) == -1
 
 
 @pytest.mark.parametrize("lost", ["one piece", "everything"])
@@ -197,7 +197,7 @@ async def test_a_value_over_10_mb_is_refused_before_anything_is_sent(
         raise AssertionError("sent")
 
     for place in (state._driver, state):
-        for name in ("commit", "_commit", "_execute", "submit", "_submit"):
+        for name in ("commit", "_commit", "execute", "submit", "_submit"):
             if hasattr(place, name):
                 monkeypatch.setattr(place, name, refuse)
     tx = state.transaction()
@@ -248,14 +248,14 @@ async def test_requests_stay_small_while_a_large_value_travels(
 ) -> None:
     """No single one would hold the server up."""
     sizes: list[int] = []
-    execute = state._driver._execute
+    execute = state._driver.execute
 
     def watch(request: Command | ScriptCall) -> Any:
         parts = request.args if isinstance(request, ScriptCall) else (request.packed,)
         sizes.append(sum(map(len, parts)))
         return execute(request)
 
-    monkeypatch.setattr(state._driver, "_execute", watch)
+    monkeypatch.setattr(state._driver, "execute", watch)
     await state.set(S, "k", noise(5_000_000))
     assert len(sizes) > 50
     assert max(sizes) < 200_000
