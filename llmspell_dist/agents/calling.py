@@ -1,9 +1,9 @@
-"""Calling a function of the user's within a time limit, on an event loop and without one."""
+"""Calling a function within a time limit or to its end, on an event loop and without one."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from inspect import isawaitable, iscoroutinefunction
 from typing import Any
 
@@ -21,13 +21,17 @@ class LimitOverError(Exception):
 
 
 async def call_async(
-    limit_ms: int, function: Callable[..., Any], arguments: Arguments, named: Named
+    limit_ms: int | None, function: Callable[..., Any], arguments: Arguments, named: Named
 ) -> Any:
     """Return what a function returns, awaited if it can be; `LimitOverError` after its limit.
 
     A coroutine is cancelled then. A plain function runs in a thread, so that a slow one holds up
     neither the event loop nor the renewal of a lease; nobody can end a thread, so it is left alone.
+    Without a limit a coroutine function is carried to its end: who is cancelled meanwhile hears of
+    that afterwards.
     """
+    if limit_ms is None:
+        return await _to_its_end(function(*arguments, **named))
     limit = asyncio.timeout(limit_ms / 1000)
     try:
         async with limit:
@@ -40,6 +44,21 @@ async def call_async(
         if limit.expired():
             raise LimitOverError(limit_ms) from error
         raise  # the function's own
+
+
+async def _to_its_end(work: Coroutine[Any, Any, Any]) -> Any:
+    task = asyncio.ensure_future(work)
+    cancelled = None
+    while not task.done():
+        try:
+            await asyncio.wait((task,))
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is None or task.cancelled():
+        return task.result()
+    if (failed := task.exception()) is not None:
+        raise cancelled from failed
+    raise cancelled
 
 
 def _is_async(function: Callable[..., Any]) -> bool:
@@ -57,7 +76,7 @@ def _called(function: Callable[..., Any], arguments: Arguments, named: Named) ->
 
 
 def call_blocking(
-    limit_ms: int,  # noqa: ARG001 - a thread cannot be interrupted
+    limit_ms: int | None,  # noqa: ARG001 - a thread cannot be interrupted
     function: Callable[..., Any],
     arguments: Arguments,
     named: Named,

@@ -7,97 +7,20 @@ list of its messages: it equals one, iterates, slices, changes and pickles as on
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, MutableSequence, Sequence
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, SupportsIndex, overload
+from typing import Any, Final, SupportsIndex, overload
 
-from llmspell_dist.agents.model import Message, Role
-from llmspell_dist.errors import (
-    CodecError,
-    CorruptRecordError,
-    InvalidArgumentError,
-    LimitError,
-    SpellError,
-)
+from llmspell_dist.agents.messages import MessageCodec
+from llmspell_dist.agents.model import Message
+from llmspell_dist.errors import InvalidArgumentError
 
-if TYPE_CHECKING:
-    from llmspell_dist.codec import Codec
+__all__ = ["Conversation", "Home"]
 
-__all__ = ["Conversation", "MessageCodec"]
+Home = tuple[str, str, str]
+"""Which stored list: namespace, scope, generation of its elements."""
 
 _SOLID: Final = frozenset({str, bytes, int, float, bool, type(None)})
 """Contents that nobody can have changed in place."""
 _BLOCK: Final = 256
-_BLOCK_BYTES: Final = 1024 * 1024
-_set_role = Message.__dict__["role"].__set__
-_set_content = Message.__dict__["content"].__set__
-_set_timestamp = Message.__dict__["timestamp"].__set__
-_set_metadata = Message.__dict__["metadata"].__set__
-_new: Final = object.__new__
-_ROLES: Final = {role.value: role for role in Role}
-
-
-class MessageCodec:
-    """Turns messages into stored elements and back.
-
-    An element is a dict: ``role``, ``content``, ``timestamp`` and, if there is any, ``metadata``.
-    Fields that a later release may add are left alone.
-    """
-
-    __slots__ = ("codec", "key", "scope")
-
-    def __init__(self, codec: Codec, scope: str, key: str) -> None:
-        self.codec = codec
-        self.scope = scope
-        self.key = key
-
-    def encode(self, message: Message) -> bytes:
-        """Return the bytes of a message."""
-        return self.codec.encode(as_stored(message))
-
-    def decode(self, raw: bytes) -> Message:
-        """Return the message of an element; `CorruptRecordError` if it is none."""
-        try:
-            return self.message(self.codec.decode(raw))
-        except (CodecError, LimitError) as error:
-            raise CorruptRecordError(self.scope, self.key, f"a message: {error}") from None
-
-    def decode_many(self, raws: Sequence[bytes]) -> list[Message]:
-        """Return the messages of many elements, unpacked together where they are small."""
-        if sum(map(len, raws)) > _BLOCK_BYTES:
-            return [self.decode(raw) for raw in raws]
-        header = b"\xdd" + len(raws).to_bytes(4, "big")
-        try:
-            return [self.message(each) for each in self.codec.decode(b"".join((header, *raws)))]
-        except SpellError:
-            return [self.decode(raw) for raw in raws]  # which one it was
-
-    def message(self, stored: Any) -> Message:
-        """Return the message of a decoded element; `CorruptRecordError` if it is none."""
-        message: Message = _new(Message)
-        try:
-            _set_role(message, _ROLES[stored["role"]])
-            _set_content(message, stored["content"])
-            _set_timestamp(message, stored["timestamp"])
-            _set_metadata(message, stored.get("metadata"))
-            if type(stored["timestamp"]) is datetime:
-                return message
-        except (KeyError, TypeError, AttributeError):
-            pass
-        raise CorruptRecordError(self.scope, self.key, "it holds what is no message")
-
-
-def as_stored(message: Message) -> dict[str, Any]:
-    """Return what stands in the list for a message."""
-    if type(message) is not Message:
-        raise InvalidArgumentError("conversation", message, "must hold Message objects")
-    stored = {
-        "role": message.role.value,
-        "content": message.content,
-        "timestamp": message.timestamp,
-    }
-    if message.metadata is not None:
-        stored["metadata"] = message.metadata
-    return stored
 
 
 class Conversation(MutableSequence[Message]):
@@ -107,16 +30,26 @@ class Conversation(MutableSequence[Message]):
     and comparisons are about those that are here.
     """
 
-    __slots__ = ("_codec", "_intact", "_made", "_raw", "missing")
+    __slots__ = ("_codec", "_intact", "_made", "_raw", "edits", "home", "missing")
     __hash__ = None  # type: ignore[assignment] # a list has none either
 
-    def __init__(self, codec: MessageCodec, raw: Iterable[bytes], missing: int = 0) -> None:
+    def __init__(
+        self,
+        codec: MessageCodec,
+        raw: Iterable[bytes],
+        missing: int = 0,
+        home: Home | None = None,
+    ) -> None:
         self._codec = codec
         self._raw: list[bytes | None] = list(raw)
         self._made: list[Message | None] = [None] * len(self._raw)
         self._intact = len(self._raw)
-        """How many messages stand where they were stored, from the first on."""
+        """How many messages stand where they were stored in `home`, from the first on."""
         self.missing = missing
+        self.home = home
+        """The list that they were loaded from or saved as; None: they are not stored."""
+        self.edits = 0
+        """How often messages were changed, moved or removed; not counted: added to the end."""
 
     @classmethod
     def of(cls, codec: MessageCodec, messages: Iterable[Message]) -> Conversation:
@@ -188,7 +121,8 @@ class Conversation(MutableSequence[Message]):
             None if raw is not None and (one is None or _is_solid(one)) else one
             for raw, one in zip(self._raw, self._made, strict=True)
         ]
-        return _restored, (self._codec, self._raw, made, self._intact, self.missing)
+        raw = [*self._raw]  # a copy has its own
+        return _restored, (self._codec, raw, made, (self._intact, self.missing, self.home))
 
     # --- changing
 
@@ -218,7 +152,7 @@ class Conversation(MutableSequence[Message]):
         """Put a message before another, as `list.insert` does."""
         message = _checked(value)
         place = slice(index, None).indices(len(self._raw))[0]
-        self._intact = min(self._intact, place)
+        self._touch(range(place, place))
         self._made.insert(place, message)
         self._raw.insert(place, None)
 
@@ -228,6 +162,7 @@ class Conversation(MutableSequence[Message]):
         self._raw.append(None)
 
     def _touch(self, places: Sequence[int]) -> None:
+        self.edits += 1
         if places:
             self._intact = min(self._intact, *places[:1], *places[-1:])
         elif isinstance(places, range):  # an empty slice: what is put there pushes the rest
@@ -235,13 +170,16 @@ class Conversation(MutableSequence[Message]):
 
     # --- saving
 
-    def begins_with_stored(self, count: int) -> bool:
-        """Return whether the first `count` messages are still those that were stored.
+    def begins_with_stored(self, count: int, home: Home | None) -> bool:
+        """Return whether the first `count` messages are still those that were stored in a list.
 
+        Those of another list are not: the state may have been given another's conversation.
         A message cannot be changed, but a list or dict in it can: what was looked at and holds one
         is compared with what it came from.
         """
-        if self._intact < count:
+        if not count and not self.missing:
+            return True
+        if self.home != home or not 0 <= count <= self._intact:
             return False
         for raw, message in zip(self._raw[:count], self._made, strict=False):
             if (
@@ -261,8 +199,9 @@ class Conversation(MutableSequence[Message]):
             for raw, made in zip(self._raw[start:], self._made[start:], strict=True)
         ]
 
-    def settle(self, encoded: Sequence[bytes], start: int = 0) -> None:
-        """Note that the messages from `start` on are stored now, as these bytes."""
+    def settle(self, encoded: Sequence[bytes], start: int, home: Home) -> None:
+        """Note that the messages from `start` on are stored now in a list, as these bytes."""
+        self.home = home
         self._raw[start : start + len(encoded)] = encoded
         if self._intact >= start:
             self._intact = max(self._intact, start + len(encoded))
@@ -287,9 +226,9 @@ def _restored(
     codec: MessageCodec,
     raw: list[bytes | None],
     made: list[Message | None],
-    intact: int,
-    missing: int,
+    stands: tuple[int, int, Home | None],
 ) -> Conversation:
-    conversation = Conversation(codec, (), missing)
+    intact, missing, home = stands
+    conversation = Conversation(codec, (), missing, home)
     conversation._raw, conversation._made, conversation._intact = raw, made, intact  # noqa: SLF001
     return conversation

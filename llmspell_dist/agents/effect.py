@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
+from threading import Lock
 from types import TracebackType
 from typing import Any, Self
 
 from llmspell_dist.agents.calling import LimitOverError, call_async
 from llmspell_dist.agents.effect_steps import EffectSteps
 from llmspell_dist.agents.effects import EffectRecord, EffectStatus
-from llmspell_dist.agents.errors import EffectTakenOverError, EffectUnknownError
+from llmspell_dist.agents.errors import (
+    EffectInProgressError,
+    EffectTakenOverError,
+    EffectUnknownError,
+)
 from llmspell_dist.errors import (
     CodecError,
     InvalidArgumentError,
@@ -36,6 +41,9 @@ class Effect:
     On the way in: what happened already is `done`, with its `result`. `EffectInProgressError`:
     somebody is at it, within the limit. `EffectUnknownError`: nobody knows whether it happened;
     find out, then `resolve` or `retry`. `EffectFailedError`: it failed.
+
+    An object is for one at a time: who enters while its block or its `run` has not ended gets
+    `EffectInProgressError`, whichever task or thread it is.
     """
 
     def __init__(
@@ -57,7 +65,10 @@ class Effect:
         self._keep = keep
         self._failed_on = failed_on
         self._retry_failed = retry_failed
+        self._entered = Lock()
         self._claim: EffectRecord | None = None
+        self._retried: EffectRecord | None = None
+        """The claim that `retry` made, until it is used."""
         self._said: tuple[EffectStatus, Any, str | None] | None = None
         self._result: Any = None
         self.key = key
@@ -87,15 +98,17 @@ class Effect:
             raise InvalidArgumentError("function", function, "must be callable")
         try:
             async with self:
+                result = self._result
                 if not self.done:
-                    self.commit(await call_async(self._limit_ms, function, arguments, named))
+                    result = await call_async(self._limit_ms, function, arguments, named)
+                    self.commit(result)
         except LimitOverError as over:
             seen = await self._driver.run(self._steps.look(self.key))
             record = seen.record
             if record is not None and record.status is EffectStatus.COMMITTED:
                 raise seen.error(EffectTakenOverError) from None  # somebody resolved it meanwhile
             raise seen.error(EffectUnknownError, str(over)) from None
-        return self._result
+        return result
 
     def commit(self, result: Any = None) -> None:
         """Say that it happened; stored at the end of the block."""
@@ -116,15 +129,42 @@ class Effect:
         self._said = status, result, reason
 
     async def __aenter__(self) -> Self:
-        if self._claim is None:
-            record = await self._driver.run(
-                self._steps.claim(self.key, self._by, self._limit_ms, self._retry_failed)
-            )
-            if record.status is EffectStatus.COMMITTED:
-                self.done, self._result = True, record.result
-            else:
-                self._claim = record
+        if not self._entered.acquire(blocking=False):
+            raise self._busy()
+        try:
+            await self._enter()
+        except BaseException:
+            self._entered.release()
+            raise
         return self
+
+    async def _enter(self) -> None:
+        steps, record = self._steps, None
+        retried, self._retried = self._retried, None  # good for one block
+        if retried is not None:
+            record = await self._driver.run(steps.renew(retried, self._by, self._limit_ms))
+        if record is None:
+            record = await self._driver.run(
+                steps.claim(self.key, self._by, self._limit_ms, self._retry_failed)
+            )
+        if record.status is EffectStatus.COMMITTED:
+            self.done, self._result = True, record.result
+        else:
+            # Done before, perhaps, and forgotten since (`keep`).
+            self._claim, self.done, self._result = record, False, None
+
+    def _busy(self) -> EffectInProgressError:
+        claim = self._claim
+        return EffectInProgressError(
+            self._steps.agent_id,
+            self.key,
+            status=EffectStatus.CLAIMED,
+            claimed_by=self._by,
+            token=self._steps.token,
+            since=None if claim is None else claim.claimed_at,
+            deadline=None if claim is None else claim.deadline,
+            reason="by this very Effect object, which is for one at a time",
+        )
 
     async def __aexit__(
         self,
@@ -134,8 +174,18 @@ class Effect:
     ) -> None:
         claim, said = self._claim, self._said
         self._claim = self._said = None
-        if claim is None:
-            return
+        try:
+            if claim is not None:
+                await self._leave(claim, said, error)
+        finally:
+            self._entered.release()
+
+    async def _leave(
+        self,
+        claim: EffectRecord,
+        said: tuple[EffectStatus, Any, str | None] | None,
+        error: BaseException | None,
+    ) -> None:
         if said is None:
             if error is None:
                 said = EffectStatus.UNKNOWN, None, "its block ended without saying how it ended"
@@ -144,7 +194,8 @@ class Effect:
             else:
                 said = EffectStatus.UNKNOWN, None, _text_of(error)
         try:
-            await self._settle(claim, *said)
+            # To its end: a second cancellation would leave a claim that looks as if it went on.
+            await call_async(None, self._settle, (claim, *said), {})
         except SpellError:
             if error is None:
                 raise
@@ -178,10 +229,15 @@ class Effect:
     async def retry(self) -> None:
         """Say that an effect of unknown outcome did not happen, and claim it anew.
 
-        `run` or the block that follows, of this very object, then carries it out.
+        `run` or the block that follows, of this very object, then carries it out, with its whole
+        `limit` from there on, and once; unless another claimed or decided it in between.
         `EffectInProgressError` while somebody is at it, `EffectCommittedError` if it has a result.
         """
-        self._claim = await self._driver.run(self._steps.retry(self.key, self._by, self._limit_ms))
+        if self._entered.locked():
+            raise self._busy()
+        self._retried = await self._driver.run(
+            self._steps.retry(self.key, self._by, self._limit_ms)
+        )
 
 
 def _text_of(error: BaseException) -> str:

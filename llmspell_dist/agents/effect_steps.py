@@ -134,11 +134,26 @@ class EffectSteps:
             except ConflictError:
                 pass  # another decided first: its claim or its result refuses the next attempt
 
-    def _claim(self, seen: Seen, by: str, limit_ms: int) -> Steps[EffectRecord]:
+    def renew(self, claim: EffectRecord, by: str, limit_ms: int) -> Steps[EffectRecord | None]:
+        """Return a claim of one's own with its whole limit; None if it is not one's own any more.
+
+        Only for what was not begun under that claim. Others may have seen it past its limit and
+        decided: then its revision is another, and nothing is written.
+        """
+        seen = Seen(self.agent_id, claim.key, claim, claim.claimed_at)
+        try:
+            return (yield from self._claim(seen, by, limit_ms, claim.attempts))
+        except ConflictError:
+            return None
+
+    def _claim(
+        self, seen: Seen, by: str, limit_ms: int, attempts: int | None = None
+    ) -> Steps[EffectRecord]:
         state_key = effect_key(seen.key)
         field = field_of(self.scope, state_key)
         before = seen.record
-        attempts = 1 if before is None else before.attempts + 1
+        if attempts is None:
+            attempts = 1 if before is None else before.attempts + 1
         stored = as_claim(seen.key, by, self.token, limit_ms, attempts)
         name = self.scope.scope.text
         state_class = self.core.rules.resolve(self.scope.scope, state_key)

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Self
 
-from llmspell_dist.agents.conversation import Conversation, MessageCodec
+from llmspell_dist.agents.conversation import Conversation
 from llmspell_dist.agents.layout import CONTEXT, CONVERSATION, CUSTOM
+from llmspell_dist.agents.messages import MessageCodec
 from llmspell_dist.agents.model import AgentState
 from llmspell_dist.agents.snapshot import Snapshot
 from llmspell_dist.agents.updates import Update
@@ -88,15 +89,17 @@ class Own:
         stored = state.stored
         if stored is None:
             return
-        before = stored.conversation
-        if isinstance(conversation, Conversation) and (
-            place + conversation.missing == before.count
-        ):
-            conversation.settle(raws, place)
+        before, home = stored.conversation, stored.home
         generation = before.generation or generations.get(CONVERSATION, "")
         size = before.size + sum(map(len, raws))
         stored.conversation = Head(before.count + len(raws), size, generation)
         stored.kinds.setdefault(CONVERSATION, Kind.LIST)
+        if (
+            isinstance(conversation, Conversation)
+            and place + conversation.missing == before.count
+            and (not before.count or conversation.home == home)
+        ):
+            conversation.settle(raws, place, stored.home)
 
     def _follow_stored(self, stored: Snapshot) -> None:
         stored.values.update(self.values)

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llmspell_dist.agents.conversation import MessageCodec, as_stored
 from llmspell_dist.agents.errors import AgentNotFoundError, IllegalTransitionError
 from llmspell_dist.agents.following import Own
 from llmspell_dist.agents.layout import (
@@ -28,6 +27,7 @@ from llmspell_dist.agents.layout import (
     execution_from,
     tool_keys,
 )
+from llmspell_dist.agents.messages import MessageCodec, as_stored
 from llmspell_dist.agents.model import AgentState, Message, check_tool_call
 from llmspell_dist.agents.steps import AgentSteps, Transited, agent_scope
 from llmspell_dist.agents.updates import Applied, Update, Updates, checked_names

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from llmspell_dist.agents.conversation import Conversation, MessageCodec
+from llmspell_dist.agents.conversation import Conversation, Home
 from llmspell_dist.agents.layout import CONVERSATION, FIXED_KEYS, MAPS, TOOLS, Parts, tool_keys
+from llmspell_dist.agents.messages import MessageCodec
 from llmspell_dist.agents.snapshot import Snapshot, encoded_map
 from llmspell_dist.classes import StateClass
 from llmspell_dist.errors import CorruptRecordError, InvalidArgumentError
@@ -175,10 +176,12 @@ class AgentReads:
                 raws += reply
         return self._opened(snapshot.classes[CONVERSATION], raws, snapshot.scope)
 
-    def conversation(self, raws: Iterable[bytes], scope: str, missing: int = 0) -> Conversation:
+    def conversation(
+        self, raws: Iterable[bytes], scope: str, missing: int = 0, home: Home | None = None
+    ) -> Conversation:
         """Return messages that are decoded when somebody looks at them."""
         codec = MessageCodec(self.core.values.codec, scope, CONVERSATION)
-        return Conversation(codec, raws, missing)
+        return Conversation(codec, raws, missing, home)
 
 
 def _a(kind: type, value: Any, scope: str, key: str) -> Any:

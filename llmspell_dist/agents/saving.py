@@ -2,22 +2,33 @@
 
 A new agent's parts must all be absent. Of one that was loaded, every part that changes must still
 be as it was loaded, and so must ``agent.modified``, which every change of the agent touches.
+
+Messages stay where they lie only if the conversation says that it stands in that very list.
+Whatever the caller does with it while the commit is on its way, the next save sends.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from llmspell_dist.agents.conversation import Conversation, MessageCodec, as_stored
-from llmspell_dist.agents.layout import CONVERSATION, MODIFIED, PROFILE, parts_of
+from llmspell_dist.agents.conversation import Conversation
+from llmspell_dist.agents.layout import CONVERSATION, MAPS, MODIFIED, PROFILE, parts_of
+from llmspell_dist.agents.messages import MessageCodec, as_stored
 from llmspell_dist.agents.snapshot import Snapshot, encoded_map, encoded_values, map_diff
 from llmspell_dist.changes import Op
 from llmspell_dist.classes import BEHAVIOURS, StateClass
 from llmspell_dist.codec import validate_external
-from llmspell_dist.errors import InvalidArgumentError
+from llmspell_dist.errors import InvalidArgumentError, LimitError
 from llmspell_dist.records import Head, Kind
-from llmspell_dist.redis.commits import Change, Condition, ConditionMode, change, condition
+from llmspell_dist.redis.commits import (
+    MAX_CHANGES,
+    Change,
+    Condition,
+    ConditionMode,
+    change,
+    condition,
+)
 from llmspell_dist.state.core import field_of
 from llmspell_dist.state.large import INLINE_LIMIT
 from llmspell_dist.state.partial import MAX_ELEMENTS
@@ -26,7 +37,7 @@ from llmspell_dist.ttl import KEEP
 
 if TYPE_CHECKING:
     from llmspell_dist.ack import Ack
-    from llmspell_dist.agents.model import AgentState
+    from llmspell_dist.agents.model import AgentState, Message
     from llmspell_dist.revision import Revision
     from llmspell_dist.scope import Scope
     from llmspell_dist.state.core import Core
@@ -38,6 +49,8 @@ __all__ = ["Saving"]
 
 _MOST_INLINE: Final = 4 * 1024 * 1024
 """New messages up to this are appended by the commit itself."""
+_BESIDE: Final = (PROFILE, MODIFIED, CONVERSATION, *MAPS)
+"""What a commit changes, or asks for, beside the other values and the numbers."""
 
 
 class Saving:
@@ -65,6 +78,9 @@ class Saving:
         self._changes: dict[str, Change] = {}
         self._ack: Ack | None = None
         self._stored: tuple[list[bytes], int] | None = None
+        self._messages = state.conversation
+        self._taken: tuple[list[Message], int] = ([], 0)
+        """The messages of a plain list as they were sent, or the edits of a `Conversation`."""
 
     def carry_out(self) -> Steps[Revision]:
         """Save in one commit, or raise and change nothing."""
@@ -119,6 +135,7 @@ class Saving:
         parts = parts_of(self.state)
         wanted = encoded_values(codec, parts)
         there = self.there.values
+        self._check_count(wanted)
         for key, value in parts.values.items():
             if key != MODIFIED and there.get(key) == wanted[key]:
                 continue
@@ -136,6 +153,15 @@ class Saving:
             if key not in wanted:
                 self._delete(key)
         self.after.values = wanted
+
+    def _check_count(self, wanted: Mapping[str, bytes]) -> None:
+        """Refuse before anything is sent what does not fit into one commit."""
+        there, limit = self.there.values, MAX_CHANGES - len(_BESIDE)
+        changed = [key for key in {**wanted, **there} if wanted.get(key) != there.get(key)]
+        count = sum(key not in _BESIDE for key in changed)
+        if count > limit:
+            what = "values and numbers (up to three for each tool) that one save changes"
+            raise LimitError(what, count, limit, self.scope.scope.text)
 
     # --- dicts
 
@@ -178,13 +204,14 @@ class Saving:
     # --- messages
 
     def _conversation(self) -> Steps[None]:
-        messages = self.state.conversation
-        before = self.there.conversation
+        messages, before = self._messages, self.there.conversation
         missing = messages.missing if isinstance(messages, Conversation) else 0
         kept = self._kept(messages, missing)
         if isinstance(messages, Conversation):
+            self._taken = [], messages.edits
             added = messages.encoded(kept - missing)
         else:
+            self._taken = [*messages], 0
             encode = self.core.values.codec.encode
             added = [encode(as_stored(message)) for message in messages[kept:]]
         self._stored = added, kept - missing
@@ -220,7 +247,7 @@ class Saving:
             self._adopt(CONVERSATION, staged, header, elements, state_class)
             generation = staged.generation.decode()
         self.after.kinds[CONVERSATION] = Kind.LIST
-        self.after.conversation = Head(total, before.size + size, generation)
+        self.after.conversation = Head(total, (before.size if kept else 0) + size, generation)
 
     def _kept(self, messages: Any, missing: int) -> int:
         """Return how many stored messages stay where they are: all of them, or none."""
@@ -231,7 +258,7 @@ class Saving:
             lies
             and same
             and isinstance(messages, Conversation)
-            and messages.begins_with_stored(before.count - missing)
+            and messages.begins_with_stored(before.count - missing, self.there.home)
         ):
             return before.count
         if missing:
@@ -274,11 +301,18 @@ class Saving:
         """Let the state know that it is stored."""
         if self._stored is None:
             return
-        encoded, start = self._stored
-        messages = self.state.conversation
+        self.state.stored = self.after
+        messages = self._messages
+        sent, edits = self._taken
+        if self.state.conversation is not messages:
+            return  # another one was put there while this one was sent
         if not isinstance(messages, Conversation):
+            if [*map(id, messages)] != [*map(id, sent)]:
+                return
             # From now on it knows which of its messages are stored.
             codec = MessageCodec(self.core.values.codec, self.scope.scope.text, CONVERSATION)
             self.state.conversation = messages = Conversation.of(codec, messages)
-        messages.settle(encoded, start)
-        self.state.stored = self.after
+        elif messages.edits != edits:
+            messages.home = None  # nobody knows any more which of them are stored
+            return
+        messages.settle(*self._stored, self.after.home)

@@ -49,6 +49,11 @@ class Snapshot:
         """The last commit that changed the agent, as far as is known here; None without one."""
         return self.revisions.get(MODIFIED) or self.revisions.get(PROFILE)
 
+    @property
+    def home(self) -> tuple[str, str, str]:
+        """Which list the messages lie in, as a `Conversation` remembers it."""
+        return self.namespace, self.scope, self.conversation.generation
+
     def note(self, revision: Revision, keys: Iterable[str], exact: bool) -> None:
         """Note a commit of one's own that changed these keys.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from llmspell_dist.agents.conversation import Conversation
 from llmspell_dist.agents.errors import AgentExistsError, AgentNotFoundError
 from llmspell_dist.agents.layout import (
     CONVERSATION,
@@ -108,7 +109,7 @@ class AgentSteps:
         state = assembled(agent_id, snapshot.scope, loaded.parts)
         raws = loaded.inline or []
         missing = snapshot.conversation.count - len(raws)
-        state.conversation = self.agents.conversation(raws, snapshot.scope, missing)
+        state.conversation = self.agents.conversation(raws, snapshot.scope, missing, snapshot.home)
         state.stored = snapshot
         return state
 
@@ -144,10 +145,10 @@ class AgentSteps:
                     raise AgentExistsError(state.agent_id, conflict.keys, conflict.actual) from None
                 raise
         if not there.exact:
-            there = yield from self._verified(scope, there)
+            there = yield from self._verified(scope, state, there)
         return (yield from self._saving(scope, state, there).carry_out())
 
-    def _verified(self, scope: Scope, known: Snapshot) -> Steps[Snapshot]:
+    def _verified(self, scope: Scope, state: AgentState, known: Snapshot) -> Steps[Snapshot]:
         """Return what lies there, if that is what updates without conditions should have left."""
         there = (yield from self.agents.parts(scope)).snapshot
         changed = [
@@ -156,7 +157,10 @@ class AgentSteps:
         ]
         if changed:
             raise ConflictError(changed[0][2], changed[0][3], changed)
+        messages, before = state.conversation, known.home
         known.conversation = there.conversation  # under the name that it has
+        if isinstance(messages, Conversation) and messages.home == before:
+            messages.home = known.home
         return there
 
     def _saving(self, scope: Scope, state: AgentState, there: Snapshot) -> Saving:

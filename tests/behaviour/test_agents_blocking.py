@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -102,6 +104,32 @@ def test_effects_run_once(agents: Agents) -> None:
     with one.effect("call") as again:
         assert (again.done, again.result) == (True, "done")
     assert [record.key for record in one.effects()] == ["mail", "named", "call"]
+
+
+def test_one_object_is_for_one_thread_at_a_time(agents: Agents) -> None:
+    """Another thread is refused while the first one is at it; there is one mail."""
+    new_agent(agents)
+    effect = agents.agent("alice").effect("mail")
+    sent: list[int] = []
+    begun, go_on = threading.Event(), threading.Event()
+
+    def send() -> int:
+        begun.set()
+        go_on.wait(10)
+        sent.append(1)
+        return len(sent)
+
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(effect.run, send)
+        assert begun.wait(10)
+        try:
+            with pytest.raises(EffectInProgressError, match="this very Effect object"):
+                effect.run(send)
+        finally:
+            go_on.set()
+        assert first.result(10) == 1
+    assert effect.run(send) == 1
+    assert sent == [1]
 
 
 def test_a_process_holds_the_lease(agents: Agents) -> None:

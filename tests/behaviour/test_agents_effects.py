@@ -23,6 +23,7 @@ from llmspell_dist import (
     context,
 )
 from llmspell_dist.agents.agent import Agent
+from llmspell_dist.agents.effect import Effect
 from llmspell_dist.agents.effects import EffectRecord, EffectStatus
 from llmspell_dist.agents.errors import (
     AgentNotFoundError,
@@ -232,6 +233,54 @@ async def test_of_many_at_once_one_carries_it_out(agents: Agents, mail: Mail) ->
     assert await agents.agent("alice").effect("mail").run(slow) == 7
 
 
+async def test_one_object_is_for_one_at_a_time(agent: Agent, mail: Mail) -> None:
+    """Whoever enters while somebody is in gets an error, in the middle of it too; one mail."""
+    effect = agent.effect("mail")
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow() -> str:
+        begun.set()
+        await go_on.wait()
+        await mail.send()
+        return "sent"
+
+    first = asyncio.create_task(effect.run(slow))
+    at_once = await asyncio.gather(effect.run(slow), return_exceptions=True)
+    await begun.wait()
+    claim = await status(agent)
+    for late in (effect.run(mail.send), effect.retry(), effect.__aenter__()):
+        with pytest.raises(EffectInProgressError, match="this very Effect object") as caught:
+            await late
+        assert (caught.value.claimed_by, caught.value.status) == ("w1", "claimed")
+        assert (caught.value.since, caught.value.deadline) == (claim.claimed_at, claim.deadline)
+    go_on.set()
+    assert await first == "sent"
+    assert [type(one) for one in at_once] == [EffectInProgressError]
+    assert await effect.run(mail.send) == "sent"
+    assert mail.sent == 1
+
+
+async def test_a_refused_entry_leaves_the_object_free(agent: Agent, other: Agent) -> None:
+    """Who was refused by the record can enter again once it allows it."""
+    effect = agent.effect("mail")
+    async with other.effect("mail") as first:
+        with pytest.raises(EffectInProgressError):
+            await effect.run(print)
+        first.commit("sent")
+    assert await effect.run(print) == "sent"
+
+
+async def test_an_object_goes_by_the_record_and_not_by_what_it_did_before(
+    agent: Agent, state: StateManager, mail: Mail
+) -> None:
+    """A result that was not kept for good is gone for the object that made it too."""
+    effect = agent.effect("mail", keep=3600)
+    assert (await effect.run(mail.send))["id"] == 1
+    await state.delete(S, KEY)  # as after its time
+    assert (await effect.run(mail.send))["id"] == 2
+    assert (await status(agent)).status is EffectStatus.COMMITTED
+
+
 async def test_as_a_block_the_outcome_is_said(agent: Agent, other: Agent, mail: Mail) -> None:
     """Inside it is not done yet; after it, everybody has the result."""
     async with agent.effect("mail") as effect:
@@ -359,6 +408,63 @@ async def test_a_cancelled_effect_is_unknown(agent: Agent, other: Agent) -> None
         await task
     with pytest.raises(EffectUnknownError, match="CancelledError"):
         await other.effect("mail").run(print)
+
+
+@pytest.mark.parametrize("times", [2, 5])
+async def test_an_effect_cancelled_again_and_again_is_unknown(
+    agent: Agent, other: Agent, times: int
+) -> None:
+    """What was begun is stored as unknown whenever the other cancellations come."""
+    begun = asyncio.Event()
+
+    async def hangs() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(agent.effect("mail").run(hangs))
+    await begun.wait()
+    for _ in range(times):
+        task.cancel()
+        await asyncio.sleep(0)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (await status(agent)).reason == "CancelledError"
+    with pytest.raises(EffectUnknownError, match="CancelledError"):
+        await other.effect("mail").run(print)
+
+
+async def test_a_result_is_stored_although_its_caller_is_cancelled(
+    agent: Agent, other: Agent
+) -> None:
+    """It happened, so everybody hears that; the caller hears that it was cancelled."""
+    effect = agent.effect("mail")
+    tasks: list[asyncio.Task[Any]] = []
+
+    async def sends() -> str:
+        asyncio.get_running_loop().call_soon(tasks[0].cancel)
+        return "sent"
+
+    tasks.append(asyncio.create_task(effect.run(sends)))
+    with pytest.raises(asyncio.CancelledError):
+        await tasks[0]
+    assert (effect.done, effect.result) == (True, "sent")
+    assert await other.effect("mail").run(print) == "sent"
+
+
+async def test_who_is_cancelled_hears_of_that_when_storing_fails_too(
+    agent: Agent, state: StateManager
+) -> None:
+    """The failure is the cause of the cancellation."""
+    effect = agent.effect("mail")
+
+    async def vanishes() -> None:
+        await state.delete(S, KEY)
+        asyncio.get_running_loop().call_soon(tasks[0].cancel)
+
+    tasks = [asyncio.create_task(effect.run(vanishes))]
+    with pytest.raises(asyncio.CancelledError) as caught:
+        await tasks[0]
+    assert isinstance(caught.value.__cause__, EffectTakenOverError)
 
 
 async def test_the_limit_ends_what_takes_too_long(agent: Agent) -> None:
@@ -505,6 +611,85 @@ async def test_an_outcome_can_be_retried(agent: Agent, other: Agent, mail: Mail)
     assert (await effect.run(mail.send))["id"] == 1
     record = await status(agent)
     assert (record.status, record.attempts, record.claimed_by) == ("committed", 2, "w2")
+
+
+async def decided(effect: Effect, way: str) -> None:
+    """Let somebody else decide after a retry."""
+    if way == "resolved":
+        await effect.resolve("by hand")
+        return
+    await effect.retry()
+    if way == "carried out":
+        await effect.run(lambda: "by the other")
+    elif way == "claimed":
+        await effect.__aenter__()
+    elif way == "unknown":
+        async with effect:
+            pass
+    else:
+        async with effect:
+            effect.fail("no such address")
+
+
+@pytest.mark.parametrize(
+    ("way", "outcome"),
+    [
+        ("resolved", "by hand"),
+        ("carried out", "by the other"),
+        ("claimed", EffectInProgressError),
+        ("unknown", EffectUnknownError),
+        ("failed", EffectFailedError),
+    ],
+)
+async def test_a_retry_that_was_overtaken_carries_nothing_out(
+    agent: Agent, other: Agent, raw: Raw, way: str, outcome: Any
+) -> None:
+    """Past its limit another decided: what that one made of it holds."""
+    sent: list[int] = []
+    async with agent.effect("mail"):
+        pass
+    effect = agent.effect("mail", limit=0.05)
+    await effect.retry()
+    await past_deadline(agent, raw)
+    await decided(other.effect("mail"), way)
+    if isinstance(outcome, str):
+        assert await effect.run(sent.append, 1) == outcome
+    else:
+        with pytest.raises(outcome):
+            await effect.run(sent.append, 1)
+    assert sent == []
+
+
+async def test_a_retry_that_was_slow_begins_with_its_whole_limit(
+    agent: Agent, other: Agent, raw: Raw, mail: Mail
+) -> None:
+    """Nobody decided meanwhile and nothing was begun: it is claimed anew before it is begun."""
+    async with agent.effect("mail"):
+        pass
+    effect = agent.effect("mail", limit=0.05)
+    await effect.retry()
+    before = await status(agent)
+    await past_deadline(agent, raw)
+    async with effect:
+        claim = await status(agent)
+        assert claim.claimed_at >= before.deadline
+        assert claim.attempts == before.attempts == 2
+        await mail.send()
+        effect.commit("sent")
+    assert await other.effect("mail").run(mail.send) == "sent"
+    assert mail.sent == 1
+
+
+async def test_a_retry_is_good_for_one_block(agent: Agent, mail: Mail) -> None:
+    """After a block that left the outcome unknown it has to be said again."""
+    effect = agent.effect("mail")
+    for _ in range(2):
+        await effect.retry()
+        async with effect:
+            pass
+        with pytest.raises(EffectUnknownError):
+            await effect.run(mail.send)
+    assert mail.sent == 0
 
 
 async def test_an_effect_can_be_resolved_before_anybody_claimed_it(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable
+from copy import deepcopy
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -21,6 +23,7 @@ from llmspell_dist import (
     StateClass,
     connect,
 )
+from llmspell_dist.agents.agent import Agent
 from llmspell_dist.agents.errors import (
     AgentExistsError,
     AgentNotFoundError,
@@ -245,6 +248,86 @@ async def test_what_was_changed_by_hand_is_not_taken_for_stored(agents: Agents) 
     assert state.context == {"goal": "by hand", "other": 1}
     assert [m.content for m in state.conversation] == ["by hand", "by the handle"]
     assert state.status is ExecutionStatus.FAILED
+
+
+@pytest.mark.parametrize("duration", [10, 0.1])
+async def test_a_tool_call_recorded_by_hand_is_no_conflict_with_oneself(
+    agents: Agents, duration: float
+) -> None:
+    """By hand, then by the handle, then a save, in turns and of one tool: both count."""
+    await new_agent(agents)
+    agent = agents.agent("alice")
+    await agent.refresh()
+    for turn in range(1, 4):
+        agent.state.tool_usage.record("web", duration, True, T0)
+        await agent.record_tool_usage("web", duration / 2, False)
+        await agent.save()
+        loaded = await agents.load("alice")
+        assert loaded == agent.state
+        assert loaded.tool_usage.tool_performance["web"].invocation_count == 2 * turn
+        assert (loaded.tool_usage.successful, loaded.tool_usage.failed) == (turn, turn)
+
+
+async def test_one_writer_never_conflicts_with_itself(agents: Agents) -> None:
+    """Changes by hand, updates and saves in any order: what is stored is what is in memory."""
+    for seed in range(8):
+        await new_agent(agents, f"agent {seed}")
+        agent = agents.agent(f"agent {seed}")
+        await agent.refresh()
+        chosen = random.Random(seed)
+        for step in range(30):
+            await one_change(agent, chosen, step)
+            if chosen.random() < 0.25:
+                await agent.save(force=chosen.random() < 0.3)
+                assert await agents.load(agent.agent_id) == agent.state
+        await agent.save()
+        assert await agents.load(agent.agent_id) == agent.state
+
+
+VALUES = ("text", {"a": [1]}, [1, 2], "y" * 70_000, None, 3)
+
+
+async def one_change(agent: Agent, chosen: random.Random, step: int) -> None:
+    """Change something of a state by hand or by its handle."""
+    name, value = chosen.choice("abc"), deepcopy(chosen.choice(VALUES))
+    if chosen.random() < 0.6:
+        change_by_hand(agent.state, chosen, name, value)
+        return
+    match chosen.randrange(5):
+        case 0:
+            await agent.add_message("user", value)
+        case 1:
+            await agent.record_tool_usage(name, chosen.choice([2, 0.2]), chosen.random() < 0.5)
+        case 2:
+            await agent.set_context({name: value})
+        case 3:
+            await agent.set_custom({name: step}, remove=["z"])
+        case 4:
+            await agent.set_context(remove=[name])
+
+
+def change_by_hand(state: AgentState, chosen: random.Random, name: str, value: Any) -> None:
+    """Change something in a state itself."""
+    place = chosen.randrange(len(state.conversation) + 1)
+    match chosen.randrange(8):
+        case 0:
+            state.add_message("user", value, at=T0)
+        case 1:
+            del state.conversation[place : place + 1]
+        case 2:
+            for message in state.conversation[place:]:
+                if isinstance(message.content, list):
+                    message.content.append(name)
+        case 3:
+            state.conversation.insert(place, Message(Role.USER, value, T0))
+        case 4:
+            state.conversation = list(state.conversation)
+        case 5:
+            state.tool_usage.record(name, chosen.choice([1, 0.1]), True, T0)
+        case 6:
+            state.context[name] = value
+        case 7:
+            state.custom.pop(name, None)
 
 
 async def test_a_value_changed_while_it_is_sent_is_not_taken_for_stored(agents: Agents) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from typing import Any
 
@@ -172,12 +173,15 @@ async def test_an_effect_of_one_who_lost_the_lease_is_unknown_to_the_next(
 async def test_the_error_of_an_effect_is_not_hidden_by_the_lost_lease(agents: Agents) -> None:
     """The outcome cannot be stored any more; what the block raised is what its user sees."""
     await agents.save(alice())
-    async with agents.run("alice") as agent:
-        effect = agent.effect("mail")
-        await effect.__aenter__()
-    with pytest.raises(ZeroDivisionError):
-        async with effect:
+
+    async def outlives_the_lease() -> None:
+        async with AsyncExitStack() as effects:
+            async with agents.run("alice") as agent:
+                await effects.enter_async_context(agent.effect("mail"))
             _ = 1 / 0
+
+    with pytest.raises(ZeroDivisionError):
+        await outlives_the_lease()
     async with agents.run("alice") as agent:
         with pytest.raises(EffectUnknownError, match="lost the lease"):
             await agent.effect("mail").run(print)

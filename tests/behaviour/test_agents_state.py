@@ -262,6 +262,111 @@ async def test_a_conversation_changed_in_the_middle_is_replaced(agents: Agents, 
     assert len(again.conversation) == size - 1
 
 
+def with_messages(agent_id: str, *texts: str) -> AgentState:
+    """Return a new agent that has said something."""
+    state = AgentState.new(agent_id, "t", now=lambda: T0)
+    for text in texts:
+        state.add_message("user", text, at=T0)
+    return state
+
+
+@pytest.mark.parametrize("texts", [(), ("b0",), ("b0", "b1"), ("b0", "b1", "b2")])
+async def test_the_conversation_of_another_agent_is_stored_when_it_is_given(
+    agents: Agents, texts: tuple[str, ...]
+) -> None:
+    """Shorter, of the same length or longer: what is loaded is what was in memory, for both."""
+    await agents.save(with_messages("alice", "a0", "a1"))
+    await agents.save(with_messages("bob", *texts))
+    alice, bob = await agents.load("alice"), await agents.load("bob")
+    alice.conversation = bob.conversation
+    await agents.save(alice)
+    assert [m.content for m in (await agents.load("alice")).conversation] == [*texts]
+    bob.add_message("user", "more", at=T0)  # both share it
+    await agents.save(bob)
+    await agents.save(alice)
+    for agent_id in ("alice", "bob"):
+        loaded = await agents.load(agent_id)
+        assert [m.content for m in loaded.conversation] == [*texts, "more"]
+
+
+async def test_a_part_of_another_agents_conversation_is_refused(
+    agents: Agents, store: Store
+) -> None:
+    """The earlier messages are not here, and those that lie there are not its own."""
+    await agents.save(with_messages("alice"))
+    await agents.save(with_messages("carol", "c0", "c1"))
+    await agents.save(with_messages("bob", "b0", "b1", "b2"))
+    before = store.dump()
+    for agent_id in ("alice", "carol"):
+        state = await agents.load(agent_id)
+        state.conversation = (await agents.load_fast("bob", tail=1)).conversation
+        with pytest.raises(InvalidArgumentError, match="loaded in part"):
+            await agents.save(state)
+    assert store.dump() == before
+
+
+async def test_an_edit_is_undone_with_what_was_loaded_before_it(agents: Agents) -> None:
+    """An older load of the same agent holds other messages, also where it is as long."""
+    await agents.save(with_messages("alice", "a0", "a1"))
+    old = await agents.load("alice")
+    edited = await agents.load("alice")
+    del edited.conversation[0]
+    edited.add_message("user", "a2", at=T0)
+    await agents.save(edited)
+    edited.conversation = old.conversation
+    await agents.save(edited)
+    assert [m.content for m in (await agents.load("alice")).conversation] == ["a0", "a1"]
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+@pytest.mark.parametrize("way", ["delete", "insert", "replace", "append"])
+async def test_a_conversation_changed_while_it_is_saved_is_not_taken_for_stored(
+    agents: Agents, loaded: bool, way: str
+) -> None:
+    """The first save stores what it was given, the next one what it is by then."""
+    state = with_messages("alice", "a0", "a1", "a2")
+    if loaded:
+        await agents.save(state)
+        state = await agents.load("alice")
+        state.conversation[1] = Message(Role.USER, "a1", T0)
+    saving = asyncio.create_task(agents.save(state))
+    await asyncio.sleep(0)  # it has taken what it sends
+    if way == "delete":
+        del state.conversation[0]
+    elif way == "insert":
+        state.conversation.insert(1, Message(Role.USER, "new", T0))
+    elif way == "replace":
+        state.conversation = [Message(Role.USER, "new", T0)]
+    else:
+        state.add_message("user", "new", at=T0)
+    await saving
+    stored = await agents.load("alice")
+    assert [m.content for m in stored.conversation] == ["a0", "a1", "a2"]
+    await agents.save(state)
+    assert await agents.load("alice") == state
+    assert len(state.conversation) == {"delete": 2, "insert": 4, "replace": 1, "append": 4}[way]
+
+
+async def test_more_tools_than_a_commit_carries_are_refused(agents: Agents, store: Store) -> None:
+    """329 with all their numbers are saved and forked; of more nothing is."""
+    state = full_state()
+    state.tool_usage = ToolUsage(
+        1, 1, {f"tool {number}": ToolStats(2, 1, 3.5, T0) for number in range(329)}
+    )
+    await agents.save(state)
+    assert await agents.load("alice") == state
+    await agents.fork("alice", "fork")
+    before = store.dump()
+    state.agent_id = "many"
+    state.tool_usage.tool_performance |= {
+        f"more {number}": ToolStats(2, 1, 3.5, T0) for number in range(3)
+    }
+    with pytest.raises(LimitError, match="three for each tool") as caught:
+        await agents.save(state)
+    assert (caught.value.actual, caught.value.limit) == (332 * 3 + 5, 994)
+    assert store.dump() == before
+
+
 async def test_large_parts_are_saved_and_loaded(agents: Agents) -> None:
     """Values, dicts and new messages beyond what one request carries."""
     state = AgentState.new("alice", "t", provider_config="p" * 600_000, now=lambda: T0)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import pickle
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -8,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmspell_dist.agents.conversation import Conversation, MessageCodec
+from llmspell_dist.agents.conversation import Conversation
+from llmspell_dist.agents.messages import MessageCodec
 from llmspell_dist.agents.model import Message, Role
 from llmspell_dist.codec import Codec
 from llmspell_dist.errors import CorruptRecordError, InvalidArgumentError
@@ -16,6 +18,7 @@ from llmspell_dist.errors import CorruptRecordError, InvalidArgumentError
 pytestmark = [pytest.mark.unit, pytest.mark.agent]
 
 T0 = datetime(2024, 11, 23, 15, 0, tzinfo=UTC)
+HOME = ("test", "agent:alice", "g1")
 CODEC = MessageCodec(Codec(), "agent:alice", "agent.conversation")
 
 
@@ -32,7 +35,7 @@ def messages(count: int) -> list[Message]:
 
 def loaded(count: int, missing: int = 0) -> Conversation:
     """Return the same messages as they are loaded."""
-    return Conversation(CODEC, [CODEC.encode(each) for each in messages(count)], missing)
+    return Conversation(CODEC, [CODEC.encode(each) for each in messages(count)], missing, HOME)
 
 
 class Counting(MessageCodec):
@@ -92,8 +95,17 @@ def test_it_pickles_as_it_is_whether_looked_at_or_not():
     again = pickle.loads(pickle.dumps(conversation))  # noqa: S301 - our own bytes
     assert again == conversation
     assert again == [*messages(4), message(5, ["a", "part"])]
-    assert not again.begins_with_stored(5)
-    assert again.begins_with_stored(4)
+    assert not again.begins_with_stored(5, HOME)
+    assert again.begins_with_stored(4, HOME)
+
+
+def test_a_copy_changes_for_itself():
+    """The conversation that it was made of stays as it is."""
+    conversation = loaded(3)
+    again = copy.copy(conversation)
+    del again[0]
+    assert conversation == messages(3)
+    assert again == messages(3)[1:]
 
 
 def test_a_conversation_that_misses_messages_is_not_the_shorter_list():
@@ -163,11 +175,12 @@ def test_large_messages_are_decoded_one_by_one():
 def test_a_message_changed_in_place_is_found():
     """A list in a message can be changed by who holds it; what is stored is then another."""
     first = message(0, ["part"])
-    conversation = Conversation(CODEC, [CODEC.encode(first), CODEC.encode(message(1))])
+    raws = [CODEC.encode(first), CODEC.encode(message(1))]
+    conversation = Conversation(CODEC, raws, 0, HOME)
     assert conversation[0].content == ["part"]
-    assert conversation.begins_with_stored(2)
+    assert conversation.begins_with_stored(2, HOME)
     conversation[0].content.append("more")
-    assert not conversation.begins_with_stored(2)
+    assert not conversation.begins_with_stored(2, HOME)
     assert CODEC.decode(conversation.encoded()[0]).content == ["part", "more"]
 
 
@@ -175,9 +188,22 @@ def test_after_a_save_all_of_it_is_stored():
     """What was added counts as stored once it is, and only then."""
     conversation = loaded(2)
     conversation.append(message(2))
-    assert not conversation.begins_with_stored(3)
-    conversation.settle(conversation.encoded(2), 2)
-    assert conversation.begins_with_stored(3)
+    assert not conversation.begins_with_stored(3, HOME)
+    conversation.settle(conversation.encoded(2), 2, HOME)
+    assert conversation.begins_with_stored(3, HOME)
+
+
+@pytest.mark.parametrize(
+    "other", [("test", "agent:bob", "g1"), ("test", "agent:alice", "g2"), ("", "agent:alice", "g1")]
+)
+@pytest.mark.parametrize("missing", [0, 3])
+def test_messages_of_one_list_are_not_those_of_another(other, missing):
+    """Of another agent, of the same one before an edit, of another namespace."""
+    conversation = loaded(2, missing)
+    assert conversation.begins_with_stored(2, HOME)
+    assert not conversation.begins_with_stored(2, other)
+    assert not conversation.begins_with_stored(-1, HOME)
+    assert conversation.begins_with_stored(0, other) is (not missing)
 
 
 changes = st.one_of(
@@ -225,5 +251,5 @@ def test_it_changes_as_a_list_does(count, steps):
         assert apply(conversation, step) == apply(model, step)
         assert conversation == model
     assert [CODEC.decode(raw) for raw in conversation.encoded()] == model
-    if conversation.begins_with_stored(count):
+    if conversation.begins_with_stored(count, HOME):
         assert model[:count] == messages(count)
