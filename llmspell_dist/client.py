@@ -91,12 +91,7 @@ class Spell:
 
     async def close(self) -> None:
         """Wait for what is in flight, at most five seconds, and disconnect; twice is allowed."""
-        housekeeper, self._housekeeper = self._housekeeper, None
-        # After a fork it is a task of the parent's event loop.
-        if housekeeper is not None and housekeeper.get_loop() is asyncio.get_running_loop():
-            housekeeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await housekeeper
+        self._lanes.check_loop()  # before anything is closed
         # One after the other, whatever happens to the one before: a caller that is cancelled here
         # leaves no socket behind.
         async with contextlib.AsyncExitStack() as stack:
@@ -104,6 +99,17 @@ class Spell:
             stack.push_async_callback(self._lanes.close)
             stack.push_async_callback(self._hub.close)
             stack.push_async_callback(self.leases.close)
+            stack.push_async_callback(self._stop_housekeeping)
+            await self.leases.leave()
+            self._lanes.refuse()  # what was given back is on its way: nothing new after it
+
+    async def _stop_housekeeping(self) -> None:
+        housekeeper, self._housekeeper = self._housekeeper, None
+        # After a fork it is a task of the parent's event loop.
+        if housekeeper is not None and housekeeper.get_loop() is asyncio.get_running_loop():
+            housekeeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await housekeeper
 
     async def __aenter__(self) -> Self:
         return self

@@ -311,11 +311,17 @@ class Leases(LeaseShell):
         self.steps.new_client()
         self._begin()
 
-    async def close(self) -> None:
-        """Release every lease that is still held, within a second, and stop renewing."""
+    async def leave(self) -> None:
+        """Send the release of every lease that is still held; who waits for one leaves its line.
+
+        Nobody waits for an answer here: `close` does.
+        """
         for grant in tuple(self._grants.values()):
             self.drop(grant)
-        await self._wakes.dismiss()  # who waits leaves the line, and hears that it is closed
+        await self._wakes.dismiss()
+
+    async def close(self) -> None:
+        """Wait at most a second for what `leave` sent, and stop renewing."""
         leaving = tuple(self._leaving)
         if leaving:
             await asyncio.wait(leaving, timeout=_CLOSE_WITHIN_S)

@@ -129,7 +129,10 @@ class Wakes:
     async def dismiss(self) -> None:
         """Let nobody wait any more; returns when those who waited have heard it."""
         self._dismissed = True
-        for waiter in tuple(self._waiters.values()):
+        waiters = tuple(self._waiters.values())
+        if not waiters:
+            return
+        for waiter in waiters:
             waiter.take(CLOSED)
         # A turn for what was woken, another for what it sends.
         await asyncio.sleep(0)

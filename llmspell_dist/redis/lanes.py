@@ -97,12 +97,22 @@ class Lanes:
 
     async def close(self) -> None:
         """Refuse new requests, wait for those in flight, disconnect. See `Lane.close`."""
-        lanes = (self.fast, self.bulk, self.durable)
-        for lane in lanes:
-            lane.check_loop()  # before any of them is closed
-        for lane in lanes:
+        self.check_loop()  # before any of them is closed
+        self.refuse()
+        await asyncio.gather(*[lane.close() for lane in self._all()])
+
+    def refuse(self) -> None:
+        """Refuse new requests; those in flight go on, until `close`."""
+        for lane in self._all():
             lane.closing = True
-        await asyncio.gather(*[lane.close() for lane in lanes])
+
+    def check_loop(self) -> None:
+        """Raise `WrongEventLoopError` in another event loop than that of the first use."""
+        for lane in self._all():
+            lane.check_loop()
+
+    def _all(self) -> tuple[Lane, Lane, Lane]:
+        return (self.fast, self.bulk, self.durable)
 
     async def __aenter__(self) -> Self:
         """Connect, so that wrong credentials are found here."""

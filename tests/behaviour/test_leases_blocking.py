@@ -94,7 +94,11 @@ def _public(cls: type) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("ours", "twin", "only_async"),
     [
-        (Leases, BlockingLeases, {"give_back", "give_all_back", "drop", "abandon", "check_loop"}),
+        (
+            Leases,
+            BlockingLeases,
+            {"give_back", "give_all_back", "drop", "abandon", "leave", "check_loop"},
+        ),
         (Lease, BlockingLease, set()),
         (LeaseGroup, BlockingGroup, set()),
     ],

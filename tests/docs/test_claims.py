@@ -40,6 +40,11 @@ def _rows(page: Path, *header: str) -> Iterator[list[str]]:
             yield cells
 
 
+def _parent(cls: type) -> type:
+    """The class above, without what only shows errors."""
+    return next(base for base in cls.__mro__[1:] if not base.__name__.startswith("_"))
+
+
 def test_the_tree_of_errors_is_complete_and_true() -> None:
     """Every class with its parent, its code and whether it may be tried again; and no other."""
     said = {}
@@ -53,7 +58,7 @@ def test_the_tree_of_errors_is_complete_and_true() -> None:
     classes = {cls.__name__: cls for cls in errors.error_classes().values()}
     real = {
         name: (
-            "" if cls is errors.SpellError else next(base.__name__ for base in cls.__mro__[1:] if base.__name__[0] != "_"),
+            "" if cls is errors.SpellError else _parent(cls).__name__,
             cls.code,
             bool(cls.retryable),
         )
