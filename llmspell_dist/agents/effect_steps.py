@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from llmspell_dist.agents.effects import (
     EffectRecord,
@@ -17,15 +17,14 @@ from llmspell_dist.agents.effects import (
 )
 from llmspell_dist.agents.errors import AgentNotFoundError, EffectFailedError, EffectTakenOverError
 from llmspell_dist.agents.layout import EFFECT_PREFIX, PROFILE
+from llmspell_dist.agents.retrying import again_on_conflict
 from llmspell_dist.errors import ConflictError
 from llmspell_dist.records import Kind, unpack_record
 from llmspell_dist.redis.commits import ConditionMode, condition
-from llmspell_dist.redis.retry import Backoff
 from llmspell_dist.revision import Revision, from_ms
 from llmspell_dist.state.core import field_of
 from llmspell_dist.state.reads import INLINE_BYTES
 from llmspell_dist.state.scopes import PAGE_KEYS, Scopes
-from llmspell_dist.state.steps import Pause
 
 if TYPE_CHECKING:
     from llmspell_dist.agents.handle import HandleSteps
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
     from llmspell_dist.ttl import TTL
 
 __all__ = ["EffectSteps"]
-
-_ATTEMPTS: Final = 16
 
 
 class EffectSteps:
@@ -107,20 +104,18 @@ class EffectSteps:
 
         Raises what forbids to carry the effect out.
         """
-        backoff = Backoff(first_s=0.002, max_s=0.25)
-        while True:
+
+        def attempt() -> Steps[EffectRecord]:
             seen = yield from self.look(key)
             if seen.record is not None and seen.record.status is EffectStatus.COMMITTED:
                 return seen.record
             error = seen.refuse(self.token)
             if error is not None and not (retry_failed and isinstance(error, EffectFailedError)):
                 raise error
-            try:
-                return (yield from self._claim(seen, by, limit_ms))
-            except ConflictError:  # another was quicker: see what it made of it
-                if backoff.failures + 1 >= _ATTEMPTS:
-                    raise
-                yield Pause(backoff.next_s())
+            return (yield from self._claim(seen, by, limit_ms))
+
+        # If another was quicker: see what it made of it.
+        return (yield from again_on_conflict(attempt))
 
     def retry(self, key: str, by: str, limit_ms: int) -> Steps[EffectRecord]:
         """Return a claim of one's own of an effect that did not happen, as the caller says."""
@@ -216,21 +211,16 @@ class EffectSteps:
 
     def resolve(self, key: str, by: str, limit_ms: int, result: Any, keep: TTL) -> Steps[None]:
         """Say that an effect of unknown outcome did happen, and with what result."""
-        backoff = Backoff(first_s=0.002, max_s=0.25)
-        while True:
+
+        def attempt() -> Steps[None]:
             seen = yield from self.look(key)
             error = seen.may_be_settled(self.token)
             if error is not None:
                 raise error
             record = seen.record
-            try:
-                if record is None:
-                    # It happened outside: a claim first, which also asks whether there is an agent.
-                    record = yield from self._claim(seen, by, limit_ms)
-                yield from self._settle(record, EffectStatus.COMMITTED, result, None, keep)
-            except ConflictError:
-                if backoff.failures + 1 >= _ATTEMPTS:
-                    raise
-                yield Pause(backoff.next_s())
-            else:
-                return
+            if record is None:
+                # It happened outside: a claim first, which also asks whether there is an agent.
+                record = yield from self._claim(seen, by, limit_ms)
+            yield from self._settle(record, EffectStatus.COMMITTED, result, None, keep)
+
+        yield from again_on_conflict(attempt)

@@ -23,19 +23,18 @@ from llmspell_dist.agents.layout import (
 )
 from llmspell_dist.agents.model import AgentState, Clock
 from llmspell_dist.agents.reading import AgentReads, Loaded, check_count
+from llmspell_dist.agents.retrying import again_on_conflict
 from llmspell_dist.agents.saving import Saving
 from llmspell_dist.agents.snapshot import Snapshot
 from llmspell_dist.changes import Op
 from llmspell_dist.errors import ConflictError, InvalidArgumentError
 from llmspell_dist.redis.commits import ConditionMode, change, condition
-from llmspell_dist.redis.retry import Backoff
 from llmspell_dist.revision import Revision, from_ms
 from llmspell_dist.scope import Scope
 from llmspell_dist.state.core import field_of
 from llmspell_dist.state.history import History, moment_of
 from llmspell_dist.state.partial import Partial
 from llmspell_dist.state.reads import Reads
-from llmspell_dist.state.steps import Pause
 from llmspell_dist.state.transactions import TransactionSteps
 from llmspell_dist.state.writes import Writes
 from llmspell_dist.ttl import KEEP
@@ -47,7 +46,6 @@ if TYPE_CHECKING:
 
 __all__ = ["AgentSteps", "Transited", "agent_scope"]
 
-_ATTEMPTS: Final = 16
 _ABSENT: Final = object()
 
 
@@ -123,15 +121,12 @@ class AgentSteps:
         scope = agent_scope(state.agent_id)
         if not force:
             return (yield from self._save_known(scope, state))
-        backoff = Backoff(first_s=0.002, max_s=0.25)
-        while True:
+
+        def over_all() -> Steps[Revision]:
             there = (yield from self.agents.parts(scope)).snapshot
-            try:
-                return (yield from self._saving(scope, state, there).carry_out())
-            except ConflictError:
-                if backoff.failures + 1 >= _ATTEMPTS:
-                    raise
-                yield Pause(backoff.next_s())
+            return (yield from self._saving(scope, state, there).carry_out())
+
+        return (yield from again_on_conflict(over_all))
 
     def _save_known(self, scope: Scope, state: AgentState) -> Steps[Revision]:
         namespace = self.core.keyspace.namespace
@@ -171,8 +166,8 @@ class AgentSteps:
     def transition(self, agent_id: str, change_to: Transition) -> Steps[Transited]:
         """Let the execution change, judged by what is stored."""
         scope = agent_scope(agent_id)
-        backoff = Backoff(first_s=0.002, max_s=0.25)
-        while True:
+
+        def judged() -> Steps[Transited]:
             transaction = self.transaction()
             found = yield from transaction.get_many(scope, (PROFILE, EXECUTION))
             if PROFILE not in found:
@@ -181,15 +176,11 @@ class AgentSteps:
             at = self.now()
             transaction.set(scope, EXECUTION, execution_as_stored(execution), KEEP, None, 1)
             transaction.set(scope, MODIFIED, at, KEEP, None, 1)
-            try:
-                revision = yield from transaction.commit()
-            except ConflictError:
-                if backoff.failures + 1 >= _ATTEMPTS:
-                    raise
-                yield Pause(backoff.next_s())
-            else:
-                assert revision is not None  # noqa: S101 - something is always set
-                return Transited(execution, at, revision)
+            revision = yield from transaction.commit()
+            assert revision is not None  # noqa: S101 - something is always set
+            return Transited(execution, at, revision)
+
+        return (yield from again_on_conflict(judged))
 
     # --- delete
 

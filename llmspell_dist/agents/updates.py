@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmspell_dist.agents.errors import AgentNotFoundError
 from llmspell_dist.agents.layout import PROFILE
+from llmspell_dist.agents.retrying import again_on_conflict
 from llmspell_dist.changes import Op
 from llmspell_dist.classes import BEHAVIOURS
 from llmspell_dist.errors import (
@@ -24,11 +25,9 @@ from llmspell_dist.errors import (
     WrongKindError,
 )
 from llmspell_dist.redis.commits import Change, ConditionMode, condition
-from llmspell_dist.redis.retry import Backoff
 from llmspell_dist.revision import Revision
 from llmspell_dist.state.core import field_of
 from llmspell_dist.state.large import INLINE_LIMIT
-from llmspell_dist.state.steps import Pause
 from llmspell_dist.state.transactions import TransactionSteps
 from llmspell_dist.ttl import KEEP
 
@@ -44,8 +43,6 @@ if TYPE_CHECKING:
     from llmspell_dist.state.writes import Writes
 
 __all__ = ["Applied", "Update", "Updates", "checked_names"]
-
-_ATTEMPTS: Final = 16
 
 
 @dataclass(slots=True)
@@ -165,23 +162,18 @@ class Updates:
     def _by_reading(
         self, agent_id: str, scope: Scope, updates: Sequence[Update]
     ) -> Steps[Revision]:
-        backoff = Backoff(first_s=0.002, max_s=0.25)
-        while True:
+        def attempt() -> Steps[Revision]:
             transaction = TransactionSteps(self.core, self.reads, self.writes, self.partial)
             found = yield from transaction.get_many(scope, (PROFILE,))
             if not found:
                 raise AgentNotFoundError(agent_id)
             for update in updates:
                 _enter(transaction, scope, update)
-            try:
-                revision = yield from transaction.commit()
-            except ConflictError:
-                if backoff.failures + 1 >= _ATTEMPTS:
-                    raise
-                yield Pause(backoff.next_s())
-            else:
-                assert revision is not None  # noqa: S101 - something is always set
-                return revision
+            revision = yield from transaction.commit()
+            assert revision is not None  # noqa: S101 - something is always set
+            return revision
+
+        return (yield from again_on_conflict(attempt))
 
 
 def _enter(transaction: TransactionSteps, scope: Scope, update: Update) -> None:
