@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from fix_agents import Ticking
 from fix_state import Store
 
 from llmspell_dist import (
@@ -44,21 +45,10 @@ T0 = datetime(2024, 11, 23, 15, 0, tzinfo=UTC)
 S = "agent:alice"
 
 
-class Ticking:
-    """A clock that moves a second with every look."""
-
-    def __init__(self) -> None:
-        self.now = T0
-
-    def __call__(self) -> datetime:
-        self.now += timedelta(seconds=1)
-        return self.now
-
-
 @pytest.fixture
 def agents(spell: Spell) -> Agents:
     """Agents by a clock of their own."""
-    return Agents(spell._driver, now=Ticking())
+    return Agents(spell._driver, now=Ticking(T0))
 
 
 async def new_agent(agents: Agents, agent_id: str = "alice", **more: Any) -> AgentState:
@@ -563,7 +553,7 @@ async def test_agents_of_every_class_are_loaded_equal(
     rules = ClassRules(scopes={"agent": state_class})
     options = Options(classes=rules, cipher=_Cipher())
     async with connect(url, namespace=namespace, options=options) as spell:
-        agents = Agents(spell._driver, now=Ticking())
+        agents = Agents(spell._driver, now=Ticking(T0))
         state = await new_agent(agents)
         state.add_message("user", "a secret word", at=T0)
         state.record_tool_usage("web", 1.5, True, at=T0)
@@ -595,7 +585,7 @@ async def test_records_of_another_class_than_the_rules_say_are_kept(
     await new_agent(agents)
     sealed = Options(classes=ClassRules(default=StateClass.SENSITIVE), cipher=_Cipher())
     async with connect(url, namespace=namespace, options=sealed) as other:
-        there = Agents(other._driver, now=Ticking())
+        there = Agents(other._driver, now=Ticking(T0))
         await new_agent(there, "sealed")
         await there.agent("sealed").add_message("user", "one")
         await there.agent("alice").add_message("user", "one")
@@ -603,7 +593,7 @@ async def test_records_of_another_class_than_the_rules_say_are_kept(
         assert len((await there.load("alice")).conversation) == 2
     open_ = Options(cipher=_Cipher())
     async with connect(url, namespace=namespace, options=open_) as other:
-        there = Agents(other._driver, now=Ticking())
+        there = Agents(other._driver, now=Ticking(T0))
         await there.agent("sealed").add_message("user", "two")
         state = await there.load("sealed")
         state.add_message("user", "three", at=T0)

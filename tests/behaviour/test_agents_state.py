@@ -14,6 +14,7 @@ from uuid import UUID, uuid4
 from zoneinfo import ZoneInfo
 
 import pytest
+from fix_agents import Ticking
 from fix_state import Store
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -47,21 +48,10 @@ T0 = datetime(2024, 11, 23, 15, 0, 0, 123456, tzinfo=UTC)
 S = "agent:alice"
 
 
-class Ticking:
-    """A clock that moves a second with every look."""
-
-    def __init__(self) -> None:
-        self.now = T0
-
-    def __call__(self) -> datetime:
-        self.now += timedelta(seconds=1)
-        return self.now
-
-
 @pytest.fixture
 def agents(spell: Spell) -> Agents:
     """Agents by a clock of their own."""
-    return Agents(spell._driver, now=Ticking())
+    return Agents(spell._driver, now=Ticking(T0))
 
 
 def full_state(agent_id: str = "alice") -> AgentState:

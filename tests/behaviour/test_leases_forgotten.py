@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import traceback
-from collections.abc import Callable
-
 import pytest
+from fix_forks import ended_well, in_a_fork
 from fix_leases import Clients, LeaseStore, S, granted, in_line, nothing_left
 from fix_state import sweep_all
 
@@ -117,22 +114,6 @@ async def test_tokens_go_on_growing_when_the_lease_was_forgotten(
 # --- forks ----------------------------------------------------------------------------------------
 
 
-def in_a_fork(work: Callable[[], object]) -> bool:
-    """Run a function in a forked child, and tell whether it went well."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    _, status = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(status) == 0
-
-
 @pytest.mark.needs("process")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 async def test_a_lease_is_not_held_in_a_forked_child(spell: Spell, lease_store: LeaseStore) -> None:
@@ -155,7 +136,7 @@ async def test_a_lease_is_not_held_in_a_forked_child(spell: Spell, lease_store: 
         assert not spell.leases.keeper._renewing
         assert spell.leases.steps.client != parent
 
-    assert in_a_fork(child)
+    assert ended_well(in_a_fork(child))
     assert lease.held
     assert lease_store.holder() == before
     await lease.renew()

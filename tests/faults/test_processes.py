@@ -9,13 +9,12 @@ import os
 import subprocess
 import sys
 import threading
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fix_faults import SCOPE, SWEPT, blocking_client, client, environment
+from fix_forks import ended_well, in_a_fork
 from fix_servers import Server
 from fix_state import Store
 
@@ -89,27 +88,6 @@ def test_sixteen_threads_share_a_blocking_client(
 
 
 # --- forks ----------------------------------------------------------------------------------------
-
-
-def in_a_fork(work: Callable[[], object]) -> int:
-    """Run a function in a forked child, and return its pid."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    return pid
-
-
-def ended_well(pid: int) -> bool:
-    """Wait for a child."""
-    _, status = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(status) == 0
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
