@@ -37,7 +37,7 @@ from llmspell_dist.cli.leases import (
     who,
 )
 from llmspell_dist.cli.output import Output, printable
-from llmspell_dist.cli.settings import Settings, command
+from llmspell_dist.cli.settings import Settings, command, command_group
 from llmspell_dist.cli.state_commands import ScopeArgument
 from llmspell_dist.cli.wording import wrong
 from llmspell_dist.context import context
@@ -58,18 +58,10 @@ Name = Annotated[str, typer.Option("--name", metavar="NAME", help="Which lease o
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    group = typer.Typer(help="Look at leases: who holds them, who waits; take one away.")
-
-    @group.callback(invoke_without_command=True)
-    def lease(context: typer.Context) -> None:
-        if context.invoked_subcommand is None:
-            typer.echo(context.get_help())
-            raise typer.Exit(Exit.USAGE)
-
+    group = command_group(app, "lease", "Look at leases: who holds them, who waits; take one away.")
     command(group, "ls")(ls)
     command(group, "show")(show)
     command(group, "break")(break_)
-    app.add_typer(group, name="lease")
 
 
 def _connect(settings: Settings) -> Spell:

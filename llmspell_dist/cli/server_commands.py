@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llmspell_dist.cli.exits import Exit
-from llmspell_dist.cli.settings import Settings, command
+from llmspell_dist.cli.settings import Settings, command, command_group
 from llmspell_dist.cli.wording import wrong
 from llmspell_dist.config import default_url, parse_url
 
@@ -29,18 +29,12 @@ Folder = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    group = typer.Typer(help="Run a real server on this machine, with its data in a folder.")
-
-    @group.callback(invoke_without_command=True)
-    def server(context: typer.Context) -> None:
-        if context.invoked_subcommand is None:
-            typer.echo(context.get_help())
-            raise typer.Exit(Exit.USAGE)
-
+    group = command_group(
+        app, "server", "Run a real server on this machine, with its data in a folder."
+    )
     command(group, "start")(start)
     command(group, "stop")(stop)
     command(group, "status")(status)
-    app.add_typer(group, name="server")
 
 
 def _folder(settings: Settings, folder: Path | None) -> Path | None:

@@ -16,7 +16,7 @@ from llmspell_dist.cli.output import Output
 from llmspell_dist.client import connect
 from llmspell_dist.config import Options, default_namespace
 
-__all__ = ["GLOBALS", "Settings", "command"]
+__all__ = ["GLOBALS", "Settings", "command", "command_group"]
 
 _PANEL: Final = "Options of every command"
 Url = Annotated[
@@ -99,6 +99,20 @@ class Settings:
 
 
 Body = Callable[..., Exit | Coroutine[Any, Any, Exit]]
+
+
+def command_group(app: typer.Typer, name: str, about: str) -> typer.Typer:
+    """Add a group of commands; without one of them it shows its help, as a usage error."""
+    group = typer.Typer(help=about)
+
+    @group.callback(invoke_without_command=True)
+    def alone(context: typer.Context) -> None:
+        if context.invoked_subcommand is None:
+            typer.echo(context.get_help())
+            raise typer.Exit(Exit.USAGE)
+
+    app.add_typer(group, name=name)
+    return group
 
 
 def command(

@@ -16,7 +16,6 @@ from llmspell_dist.errors import (
     ClosedError,
     InvalidArgumentError,
     StoreUnavailableError,
-    WrongEventLoopError,
 )
 from llmspell_dist.redis.fork import keep_forever, on_fork
 from llmspell_dist.redis.hub_requests import Channel, HubRequests
@@ -148,8 +147,4 @@ class Hub(HubRequests):
 
     def check_loop(self) -> None:
         """Raise `WrongEventLoopError` in another event loop than that of the first use."""
-        if self._loop is not None and get_running_loop() is not self._loop:
-            raise WrongEventLoopError(
-                "a client belongs to the event loop that used it first; "
-                "make one client per event loop (and per asyncio.run)"
-            )
+        self._supervisor.check_loop()

@@ -17,7 +17,6 @@ from llmspell_dist.errors import (
     ClosedError,
     StoreBusyError,
     StoreUnavailableError,
-    WrongEventLoopError,
 )
 from llmspell_dist.redis.commands import Command, ScriptCall
 from llmspell_dist.redis.commits import pack_group as default_pack_group
@@ -194,11 +193,7 @@ class Lane(Sending):
 
     def check_loop(self) -> None:
         """Raise `WrongEventLoopError` in another event loop than that of the first use."""
-        if self._loop is not None and get_running_loop() is not self._loop:
-            raise WrongEventLoopError(
-                "a client belongs to the event loop that used it first; "
-                "make one client per event loop (and per asyncio.run)"
-            )
+        self._supervisor.check_loop()
 
     def _bind(self) -> None:
         self.check_loop()

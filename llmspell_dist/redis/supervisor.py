@@ -20,6 +20,7 @@ from llmspell_dist.errors import (
     StoreProtocolError,
     StoreTimeoutError,
     StoreUnavailableError,
+    WrongEventLoopError,
 )
 from llmspell_dist.redis.connection import handshake, prepare_socket
 from llmspell_dist.redis.fork import close_silently
@@ -115,6 +116,14 @@ class Supervisor:
         self._pushes = 0
         self._said = "not connected yet"
         self._error: type[StoreUnavailableError] = StoreUnavailableError
+
+    def check_loop(self) -> None:
+        """Raise `WrongEventLoopError` in another event loop than that of `start`."""
+        if self._loop is not None and asyncio.get_running_loop() is not self._loop:
+            raise WrongEventLoopError(
+                "a client belongs to the event loop that used it first; "
+                "make one client per event loop (and per asyncio.run)"
+            )
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin to watch, in the lane's event loop."""
