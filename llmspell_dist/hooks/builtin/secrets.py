@@ -1,0 +1,104 @@
+"""Finds what looks like a secret in a value, by its shape or by the name that it has."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from llmspell_dist.typed import from_builtin, is_model, to_builtin
+
+__all__ = ["PATTERNS", "SECRET_NAMES", "holds_secret", "masked", "names_secret", "redacted"]
+
+PATTERNS: Final = (
+    re.compile(
+        r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL
+    ),
+    re.compile(r"\bAKIA[0-9A-Z]{16}\b"),
+    re.compile(r"\bgh[pousr]_[A-Za-z0-9]{36,}"),
+    re.compile(r"\bsk-[A-Za-z0-9_-]{20,}"),
+    re.compile(r"\bxox[abprs]-[A-Za-z0-9-]{10,}"),
+    re.compile(r"\bAIza[0-9A-Za-z_-]{35}"),
+    re.compile(r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+"),
+    re.compile(r"\bBearer\s+[A-Za-z0-9._~+/-]{16,}=*", re.IGNORECASE),
+    re.compile(r"(?<=://)[^\s/:@]+:[^\s/@]+(?=@)"),
+)
+"""Private keys, cloud, forge, model and chat tokens, JWTs, bearer tokens, passwords in URLs."""
+
+SECRET_NAMES: Final = re.compile(
+    r"(?:^|[_-])(?:password|passwd|passphrase|secret|api[_-]?key|private[_-]?key|access[_-]?token"
+    r"|refresh[_-]?token|auth[_-]?token|credentials?)$",
+    re.IGNORECASE,
+)
+"""Names whose value is a secret whatever it looks like."""
+
+MASK: Final = "***"
+_PARTS: Final = re.compile(r"[.:/]")
+
+
+def redacted(value: Any, patterns: Iterable[re.Pattern[str]] = PATTERNS) -> Any:
+    """Return the value with every secret masked; the very same object if there is none."""
+    if isinstance(value, str):
+        masked = value
+        for pattern in patterns:
+            masked = pattern.sub(MASK, masked)
+        return value if masked == value else masked
+    if isinstance(value, bytes):
+        text = value.decode("utf-8", "surrogateescape")
+        masked = redacted(text, patterns)
+        return value if masked is text else masked.encode("utf-8", "surrogateescape")
+    if isinstance(value, Mapping):
+        pairs = {
+            name: MASK if _is_named_secret(name, one) else redacted(one, patterns)
+            for name, one in value.items()
+        }
+        return value if all(pairs[name] is one for name, one in value.items()) else pairs
+    if isinstance(value, list | tuple | set | frozenset):
+        parts = [redacted(one, patterns) for one in value]
+        if all(new is old for new, old in zip(parts, value, strict=True)):
+            return value
+        return type(value)(parts)
+    if is_model(value):
+        plain = to_builtin(value)
+        clean = redacted(plain, patterns)
+        return value if clean is plain else _as_before(type(value), clean)
+    return value
+
+
+def _as_before(kind: type, clean: Any) -> Any:
+    """Return a model again; the plain value if what was masked does not fit into it."""
+    try:
+        return from_builtin(kind, clean)
+    except Exception:  # noqa: BLE001 - a model's own checks raise anything
+        return clean
+
+
+def masked(value: Any) -> Any:
+    """Return the mask for a value that is a secret as a whole; lists and maps keep their shape."""
+    if value is None or value in ("", MASK):
+        return value
+    if isinstance(value, list | tuple):
+        parts = [masked(one) for one in value]
+        return value if all(a is b for a, b in zip(parts, value, strict=True)) else parts
+    if isinstance(value, Mapping):
+        pairs = {name: masked(one) for name, one in value.items()}
+        return value if all(pairs[name] is one for name, one in value.items()) else pairs
+    return MASK
+
+
+def names_secret(key: str) -> bool:
+    """Whether a key, or its last part behind a dot, colon or slash, is named as a secret."""
+    return bool(SECRET_NAMES.search(_PARTS.split(key)[-1]))
+
+
+def holds_secret(value: Any, patterns: Iterable[re.Pattern[str]] = PATTERNS) -> bool:
+    """Whether there is anything to mask."""
+    return redacted(value, patterns) is not value
+
+
+def _is_named_secret(name: Any, value: Any) -> bool:
+    if isinstance(name, bytes):
+        name = name.decode("latin-1")
+    return (
+        isinstance(name, str) and value not in (None, "", MASK) and bool(SECRET_NAMES.search(name))
+    )

@@ -1,0 +1,253 @@
+"""Which hooks stand at which point, and in which order they run."""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from llmspell_dist.errors import InvalidArgumentError
+from llmspell_dist.hooks.effects import GOING_ON, STATE_POINTS, allowed_at
+from llmspell_dist.hooks.errors import DuplicateHookError, HookNotFoundError
+from llmspell_dist.hooks.hook import HookStats, OnFailure, RegisteredHook
+from llmspell_dist.hooks.metrics import Ring
+from llmspell_dist.hooks.points import HookPoint, point_of
+from llmspell_dist.redis.fork import child_safe_lock
+
+__all__ = ["Chain", "Registry"]
+
+
+_RETIRED: Final = 16
+"""So many chains are kept that were replaced, for what is still running through them."""
+
+
+class Chain:
+    """The hooks that run at a point now, in order; replaced as a whole when anything changes."""
+
+    __slots__ = (
+        "allowed",
+        "behind",
+        "calls",
+        "direct",
+        "hooks",
+        "names_fixed",
+        "point",
+        "queued",
+        "quiet",
+        "ring",
+        "slow_s",
+    )
+
+    def __init__(self, point: str, hooks: Iterable[RegisteredHook]) -> None:
+        enabled = [hook for hook in hooks if hook.enabled]
+        self.point = point
+        self._set(hook for hook in enabled if not hook.queued)
+        self.queued = tuple(_QueuedChain(point, hook) for hook in enabled if hook.queued)
+        """Those that are queued, each a chain of its own."""
+        self.allowed = allowed_at(point)
+        self.behind = point == HookPoint.AFTER_STATE_WRITE
+        """Whether it has happened: then all of them run, and an error is raised after that."""
+        self.names_fixed = point in STATE_POINTS
+        """Whether the context's data has just the names that the operation gave it."""
+
+    def _set(self, hooks: Iterable[RegisteredHook]) -> None:
+        self.hooks = tuple(hooks)
+        """In line, in their order."""
+        self.calls = tuple(hook.call for hook in self.hooks)
+        self.direct = all(hook.direct for hook in self.hooks)
+        """Whether they can be called one after the other without a question asked."""
+        self.slow_s = min((hook.slow_s for hook in self.hooks), default=0.0)
+        """If all together took less, none was slow."""
+        self.quiet = True
+        """Whether none has ever answered, failed or been slow: then not every run is measured."""
+        self.ring = Ring()
+        """How long they took, in runs in which all of them said to go on."""
+
+    def __bool__(self) -> bool:
+        return bool(self.hooks or self.queued)
+
+
+class _QueuedChain(Chain):
+    """One hook that runs when the operation is over, so all that it can say is to go on."""
+
+    __slots__ = ()
+
+    def __init__(self, point: str, hook: RegisteredHook) -> None:
+        super().__init__(point, ())
+        self._set((hook,))
+        self.allowed = GOING_ON
+
+
+class Registry:
+    """Hooks by point, ordered by priority, then by when they were registered.
+
+    Safe to share between threads: readers see a chain as it was or as it is.
+    """
+
+    def __init__(self) -> None:
+        self._lock = child_safe_lock()
+        self._hooks: dict[str, list[RegisteredHook]] = {}
+        self._chains: dict[str, Chain] = {}
+        self._retired: list[Chain] = []
+        self._enabled = True
+        self._listeners: list[Callable[[], None]] = []
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Have a function called after every change, and now."""
+        self._listeners.append(listener)
+        listener()
+
+    def chain(self, point: str) -> Chain:
+        """Return what runs at a point; false if nothing does."""
+        found = self._chains.get(point)
+        return Chain(point, ()) if found is None else found
+
+    def stands(self, point: str) -> bool:
+        """Whether anything runs at a point."""
+        chain = self._chains.get(point)
+        return chain is not None and bool(chain)
+
+    # --- changing
+
+    def add(self, hook: RegisteredHook) -> RegisteredHook:
+        """Put a hook at its point; `DuplicateHookError` if one of that name is there."""
+        if hook.queued and not _may_queue(hook.point):
+            rule = "is for hooks after an operation; before it they run in line"
+            raise InvalidArgumentError("queued", True, rule)
+        if hook.queued and hook.fails_closed:
+            rule = "must be ignore for a queued hook: the operation is over when it runs"
+            raise InvalidArgumentError("on_failure", hook.on_failure, rule)
+        if hook.point == HookPoint.AFTER_STATE_WRITE and hook.on_failure is OnFailure.CANCEL:
+            rule = "must be ignore or raise behind a write: it has happened"
+            raise InvalidArgumentError("on_failure", hook.on_failure, rule)
+        with self._lock:
+            there = self._hooks.setdefault(hook.point, [])
+            if any(other.name == hook.name for other in there):
+                raise DuplicateHookError(hook.name, hook.point)
+            insort(there, hook, key=lambda one: one.priority)
+            if hook.breaker is not None:
+                hook.breaker.on_change(self.refresh)
+            self._changed()
+        return hook
+
+    def remove(self, name: str, point: object = None) -> int:
+        """Take a hook away, at one point or wherever it is; how many that were."""
+        with self._lock:
+            found = self._named(name, point)
+            for hook in found:
+                self._hooks[hook.point].remove(hook)
+            self._changed()
+        return len(found)
+
+    def clear(self, point: object = None) -> int:
+        """Take all hooks away, of one point or of all; how many that were.
+
+        Those stay by which other processes are asked: their hooks are not this process's to clear.
+        """
+        where = None if point is None else point_of(point)
+        gone = 0
+        with self._lock:
+            for one in list(self._hooks) if where is None else [where]:
+                there = self._hooks.pop(one, [])
+                staying = [hook for hook in there if getattr(hook.hook, "stays", False) is True]
+                if staying:
+                    self._hooks[one] = staying
+                gone += len(there) - len(staying)
+            self._changed()
+        return gone
+
+    def switch(self, name: str, point: object, *, enabled: bool) -> None:
+        """Let a hook run, or not."""
+        with self._lock:
+            for hook in self._named(name, point):
+                hook.enabled = enabled
+            self._changed()
+
+    @property
+    def enabled(self) -> bool:
+        """Whether hooks run at all."""
+        return self._enabled
+
+    @enabled.setter
+    def enabled(self, enabled: bool) -> None:
+        with self._lock:
+            self._enabled = bool(enabled)
+            self._changed()
+
+    def refresh(self) -> None:
+        """Look again at what can be called without a question: a breaker has opened or closed."""
+        with self._lock:
+            self._changed()
+
+    def _changed(self) -> None:
+        self._retire()
+        self._chains = (
+            {point: Chain(point, hooks) for point, hooks in self._hooks.items() if hooks}
+            if self._enabled
+            else {}
+        )
+        for listener in self._listeners:
+            listener()
+
+    def _retire(self) -> None:
+        """Give what chains measured to their hooks, but not at once: runs may still go on."""
+        self._retired += [chain for chain in self._chains.values() if chain.hooks]
+        while len(self._retired) > _RETIRED:
+            chain = self._retired.pop(0)
+            for place, hook in enumerate(chain.hooks):
+                hook.durations.take_all(chain.ring.samples(place), chain.ring.runs)
+
+    # --- looking
+
+    def _named(self, name: str, point: object) -> list[RegisteredHook]:
+        where = None if point is None else point_of(point)
+        found = [
+            hook
+            for at, hooks in self._hooks.items()
+            if where is None or at == where
+            for hook in hooks
+            if hook.name == name
+        ]
+        if not found:
+            if isinstance(name, HookPoint) or name in self._hooks or _is_point(name):
+                rule = "must be the name of a hook, not a point; clear(point) takes all of a point"
+                raise InvalidArgumentError("name", name, rule)
+            raise HookNotFoundError(name, where)
+        return found
+
+    def at(self, point: object) -> list[RegisteredHook]:
+        """Return the hooks of a point in their order, with the disabled ones."""
+        where = point_of(point)
+        with self._lock:
+            return list(self._hooks.get(where, ()))
+
+    def all(self) -> list[RegisteredHook]:
+        """Return every hook."""
+        with self._lock:
+            return [hook for hooks in self._hooks.values() for hook in hooks]
+
+    def stats(self) -> dict[str, list[HookStats]]:
+        """Return how every hook has done, by point."""
+        rings: dict[RegisteredHook, list[tuple[Ring, int]]] = {}
+        by_point: dict[str, list[HookStats]] = {}
+        with self._lock:
+            for chain in (*self._chains.values(), *self._retired):
+                for place, hook in enumerate(chain.hooks):
+                    rings.setdefault(hook, []).append((chain.ring, place))
+            for hook in self.all():
+                by_point.setdefault(hook.point, []).append(hook.stats(rings.get(hook, ())))
+        return by_point
+
+
+def _is_point(name: object) -> bool:
+    return type(name) is str and name in {point.value for point in HookPoint}
+
+
+def _may_queue(point: str) -> bool:
+    """Whether nobody waits for what hooks at a point say."""
+    if isinstance(point, HookPoint):
+        return not point.startswith("Before") and point not in (
+            HookPoint.STATE_CONFLICT,
+            HookPoint.TOOL_VALIDATION,
+        )
+    return ":before_" not in point

@@ -1,0 +1,1 @@
+"""The state operations with an interceptor around each: same methods, same arguments."""
