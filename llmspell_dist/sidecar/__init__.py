@@ -1,0 +1,4 @@
+"""The HTTP sidecar: the state layer beside an app of any language.
+
+`app` puts it together, `serving` runs it, `routes` are its services, `auth` says who may.
+"""
