@@ -2,6 +2,7 @@
 #   make demo [DATA=folder]   agents that share state, with a live view and a proof
 #   make test                 the quick suite on every server of this machine
 #   make bench                our numbers beside the peers'
+#   make load [PROFILE=soak]  agents' load on a server and a sidecar: the knee, what saturates
 
 PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3 python; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
@@ -11,10 +12,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help test demo bench lint type docs clean
+.PHONY: help test demo bench load lint type docs clean
 
 help:
-	@sed -n 's/^# \{0,3\}//p' Makefile | head -4
+	@sed -n 's/^# \{0,3\}//p' Makefile | head -5
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "needs Python 3.11 or newer with venv and pip" >&2; exit 1; }
@@ -27,13 +28,17 @@ $(VENV)/installed-%: pyproject.toml | $(BIN)/python
 	@touch $@
 
 test: $(VENV)/installed-test
-	$(BIN)/pytest -m "not slow" $(ARGS)
+	$(BIN)/pytest -m "not slow" --numprocesses auto --maxprocesses 4 --dist loadscope $(ARGS)
 
 demo: $(VENV)/installed-demo
 	$(BIN)/python -m examples.demo $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 bench: $(VENV)/installed-bench
 	$(BIN)/python -m benchmarks $(ARGS)
+
+load: $(VENV)/installed-load
+	$(BIN)/python -m loadtests $(if $(PROFILE),--profile "$(PROFILE)") \
+		$(if $(DATA),--data "$(DATA)") $(ARGS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with running_server(find_binary(options.server), unix=options.unix) as server:
         bench = Bench(server, quick=options.quick)
         if options.quick:
-            bench.rounds, bench.slot = 3, 0.01
+            bench.rounds, bench.slot = 2, 0.01
         if options.rounds:
             bench.rounds = options.rounds
         raw: list[report.RawLine] = []

@@ -39,7 +39,7 @@ _MEASURED_PACKAGES = (
     "uvloop",
     "msgpack",
 )
-_FROM_MICROSECONDS = {"calls": 1.0, "µs": 1.0, "ms": 1e-3, "MB": 1e-6, "bytes": 1.0}
+_FROM_MICROSECONDS = {"calls": 1.0, "µs": 1.0, "ms": 1e-3, "MB": 1e-6, "bytes": 1.0, "k/s": 1.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +116,8 @@ def raw_lines(row: Row, samples: Samples) -> list[RawLine]:
 
 
 def _converted(costs: Sequence[float], pair: Pair) -> list[float]:
+    if pair.unit == "MB/s":
+        return [1 / cost for cost in costs]
     if pair.unit == "ops/s":
         return [1e6 / cost for cost in costs]
     return [cost * _FROM_MICROSECONDS[pair.unit] for cost in costs]

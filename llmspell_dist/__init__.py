@@ -35,12 +35,14 @@ from llmspell_dist.agents import (
     ToolStats,
     ToolUsage,
 )
+from llmspell_dist.cache.near import NearCacheStats
 from llmspell_dist.classes import ClassRules, StateClass
 from llmspell_dist.client import Spell, connect
-from llmspell_dist.config import Options
+from llmspell_dist.config import NearCache, Options
 from llmspell_dist.context import CommitContext, context, current_context
 from llmspell_dist.errors import (
     AckNotReachedError,
+    AnswerLostError,
     CipherNotConfiguredError,
     CircularReferenceError,
     ClassChangedError,
@@ -50,6 +52,7 @@ from llmspell_dist.errors import (
     CorruptRecordError,
     CrossShardError,
     DeadlockError,
+    ForbiddenError,
     HistoryDivergedError,
     HistoryUnavailableError,
     InvalidArgumentError,
@@ -81,6 +84,7 @@ from llmspell_dist.errors import (
     StoreReadOnlyError,
     StoreTimeoutError,
     StoreUnavailableError,
+    UnauthenticatedError,
     UnsupportedFormatError,
     UpdateConflictError,
     WrongEventLoopError,
@@ -103,9 +107,11 @@ from llmspell_dist.retention import Retention
 from llmspell_dist.revision import Revision
 from llmspell_dist.scope import Scope, ScopeKind
 from llmspell_dist.state.manager import StateManager, Transaction
-from llmspell_dist.state.model import Change, Page, Record, ScopeStat
+from llmspell_dist.state.model import Change, Page, Record, ScopeStat, Snapshot
 from llmspell_dist.state.writes import ANY
 from llmspell_dist.ttl import KEEP
+from llmspell_dist.watch.errors import WaitTimeoutError, WatchTrimmedError
+from llmspell_dist.watch.watch import Watch
 
 __version__ = "0.1.0"
 
@@ -125,6 +131,7 @@ __all__ = [
     "AgentState",
     "AgentSummary",
     "Agents",
+    "AnswerLostError",
     "Change",
     "CipherNotConfiguredError",
     "CircularReferenceError",
@@ -148,6 +155,7 @@ __all__ = [
     "EffectUnknownError",
     "ExecutionState",
     "ExecutionStatus",
+    "ForbiddenError",
     "HistoryDivergedError",
     "HistoryUnavailableError",
     "IllegalTransitionError",
@@ -174,6 +182,8 @@ __all__ = [
     "LimitError",
     "Message",
     "NamespaceMismatchError",
+    "NearCache",
+    "NearCacheStats",
     "NumberOverflowError",
     "OperationReusedError",
     "Options",
@@ -186,6 +196,7 @@ __all__ = [
     "Scope",
     "ScopeKind",
     "ScopeStat",
+    "Snapshot",
     "Spell",
     "SpellError",
     "StagedElementsLostError",
@@ -205,10 +216,14 @@ __all__ = [
     "ToolStats",
     "ToolUsage",
     "Transaction",
+    "UnauthenticatedError",
     "UnsupportedFormatError",
     "UpdateConflictError",
     "WaitEdge",
     "WaitGraph",
+    "WaitTimeoutError",
+    "Watch",
+    "WatchTrimmedError",
     "WrongEventLoopError",
     "WrongKindError",
     "connect",

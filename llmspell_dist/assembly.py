@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from llmspell_dist.ack import LOCAL_FSYNC, MEMORY, REPLICATED_ALL, Ack
 from llmspell_dist.clock import ServerClock
@@ -28,12 +28,27 @@ from llmspell_dist.state.core import Core
 from llmspell_dist.state.values import Values
 
 if TYPE_CHECKING:
+    from llmspell_dist.config import Endpoint
+    from llmspell_dist.observation import TelemetrySource
     from llmspell_dist.redis.connection import EndpointResolver, ServerInfo
+    from llmspell_dist.redis.metering import Meter
     from llmspell_dist.state.steps import Steps
 
 __all__ = ["Assembly", "assemble", "complete_options"]
 
-_HOT_SCRIPTS: Final = ("commit", "read", "lease_acquire", "lease_release", "lease_renew")
+C = TypeVar("C", bound=type)
+
+_HOT_SCRIPTS: Final = (
+    "commit",
+    "read",
+    "lease_acquire",
+    "lease_release",
+    "lease_renew",
+    "event_publish",
+    "event_fetch",
+    "event_ack",
+    "correlation_add",
+)
 
 
 @dataclass(slots=True)
@@ -44,12 +59,41 @@ class Assembly:
     resolver: EndpointResolver
     lane_options: LaneOptions
     core: Core
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What telemetry says about the server."""
+    meter: Meter | None = None
+    """Counts on the connections; None: nothing does."""
     _release: Callable[[], None] | None = None
 
     @property
     def scripts(self) -> tuple[Script, ...]:
         """The scripts that every connection loads when it is made."""
         return tuple(load_script(name) for name in _HOT_SCRIPTS)
+
+    @property
+    def telemetry(self) -> TelemetrySource | None:
+        """Who is told of what the client does; None: nobody."""
+        said = self.options.telemetry
+        return None if isinstance(said, bool) else said
+
+    def state_class(self, kind: C) -> C:
+        """Return the class of state managers to use for this one."""
+        if self.telemetry is None:
+            return kind
+        return self.telemetry.state_class(kind, self.core.observer)
+
+    def begin_telemetry(
+        self, client: object, info: ServerInfo | None, listening: Callable[[], list[Any]]
+    ) -> None:
+        """Read a client's counts from now on, since it is connected."""
+        if self.telemetry is not None:
+            self.facts["db.system.name"] = "redis" if info is None else info.flavour
+            self.telemetry.attach(client, self.meter, self.facts, listening)
+
+    def end_telemetry(self, client: object) -> None:
+        """Read a client's counts a last time; more than once is allowed."""
+        if self.telemetry is not None:
+            self.telemetry.detach(client)
 
     def release(self) -> None:
         """Give back a server inside this process; more than once is allowed."""
@@ -92,6 +136,9 @@ class Assembly:
                     namespace, "shards", self.options.shards, stored_shards
                 )
             core.use_shards(stored_shards)
+        most = self.options.max_correlations
+        if most is not None and not reads_only:
+            yield Command(pack(b"HSET", ctl, b"correlations", most), "HSET")
         core.durable_ack = yield from self._strongest_ack(info)
         if not reads_only:
             yield from self._check_rights()
@@ -169,10 +216,37 @@ def assemble(url: str | None, options: Options) -> Assembly:
         or float("inf"),
         max_in_flight=options.max_in_flight,
     )
-    return Assembly(
+    assembly = Assembly(
         options,
         resolved.resolver,
         lane_options,
         core,
-        resolved.release,
+        _release=resolved.release,
     )
+    if options.telemetry:
+        _observe(assembly, target)
+    return assembly
+
+
+def _observe(assembly: Assembly, target: Endpoint) -> None:
+    """Choose, once, who is told of what the client does."""
+    telemetry = assembly.options.telemetry
+    if telemetry is True:
+        from llmspell_dist.telemetry import Telemetry  # noqa: PLC0415 - it loads OpenTelemetry
+
+        telemetry = Telemetry()
+        assembly.options = replace(assembly.options, telemetry=telemetry)
+    assert telemetry  # noqa: S101 - asked before
+    core, facts = assembly.core, assembly.facts
+    facts.update(
+        {
+            "db.system.name": "redis",
+            "db.namespace": str(target.db),
+            "llmspell.namespace": core.keyspace.namespace,
+            "server.address": target.host or target.path,
+        }
+    )
+    if target.host:
+        facts["server.port"] = target.port
+    core.observer = telemetry.observer(facts)
+    assembly.meter = telemetry.meter()

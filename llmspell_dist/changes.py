@@ -31,7 +31,15 @@ import msgpack
 from llmspell_dist.errors import CorruptRecordError, UnsupportedFormatError
 from llmspell_dist.revision import Revision
 
-__all__ = ["LogEntry", "LoggedChange", "Op", "unpack_entry"]
+__all__ = [
+    "LogEntry",
+    "LoggedChange",
+    "Op",
+    "RawChange",
+    "raw_changes",
+    "unpack_entry",
+    "unpack_parts",
+]
 
 FORMAT: Final = 1
 OMITTED: Final = 128
@@ -55,6 +63,8 @@ class Op(IntEnum):
     """Which lease the writes of the scope need from now on; the payload is its printed name."""
     BROKEN = 12
     """A lease was taken from its holder; the payload (MessagePack) says whose, and why."""
+    RESTORED = 13
+    """A scope was put back as it was; the payload (MessagePack) says by which restore."""
 
 
 class LoggedChange(NamedTuple):
@@ -83,7 +93,22 @@ class LogEntry(NamedTuple):
     meta: dict[str, Any]
 
 
+class RawChange(NamedTuple):
+    """Where one change stands in an entry's bytes, and what its head says."""
+
+    head: tuple[int, int, int, int, int, int, int, bytes, bytes, int, int]
+    """Op (`OMITTED` more if its payload is not there), kind and class, flags, schema, sizes of key,
+    value and scope, revisions of the key and of the scope before it, when it expires."""
+    scope: bytes
+    key: bytes
+    start: int
+    payload: int
+    """Where the payload begins; the head takes `HEAD_BYTES` from `start`."""
+    end: int
+
+
 _FRAME: Final = struct.Struct(">BBBHHIH10s10sHI")
+HEAD_BYTES: Final = _FRAME.size
 
 
 def unpack_entry(entry_id: bytes, fields: Sequence[bytes]) -> LogEntry:
@@ -91,37 +116,60 @@ def unpack_entry(entry_id: bytes, fields: Sequence[bytes]) -> LogEntry:
     revision = Revision.parse(entry_id)
     try:
         named = dict(zip(fields[::2], fields[1::2], strict=True))
-        changes = tuple(_frames(named[b"c"], revision))
-        operation = named[b"o"]
-        meta = msgpack.unpackb(named[b"m"]) if named[b"m"] else {}
+        frames, packed, operation = named[b"c"], named[b"m"], named[b"o"]
+    except (KeyError, ValueError) as error:
+        raise _damaged(revision, error) from None
+    return unpack_parts(revision, frames, packed, operation)
+
+
+def unpack_parts(revision: Revision, frames: bytes, packed: bytes, operation: bytes) -> LogEntry:
+    """Read one entry from its fields: changes, what the caller said, operation."""
+    try:
+        changes = tuple(_frames(frames, revision))
+        meta = msgpack.unpackb(packed) if packed else {}
         text = f"{operation[:8].hex()}:{int.from_bytes(operation[8:], 'big')}"
     except (KeyError, ValueError, struct.error, msgpack.UnpackException) as error:
-        reason = f"entry {revision} of the log is damaged: {type(error).__name__}"
-        raise CorruptRecordError("log", str(revision), reason) from None
+        raise _damaged(revision, error) from None
     return LogEntry(revision, changes, text, meta if isinstance(meta, dict) else {})
 
 
-def _frames(raw: bytes, revision: Revision) -> Iterator[LoggedChange]:
+def _damaged(revision: Revision, error: Exception) -> CorruptRecordError:
+    reason = f"entry {revision} of the log is damaged: {type(error).__name__}"
+    return CorruptRecordError("log", str(revision), reason)
+
+
+def raw_changes(raw: bytes, where: object) -> Iterator[RawChange]:
+    """Yield the changes of an entry; ``struct.error`` or ``ValueError`` if it is damaged.
+
+    One of another format is an `UnsupportedFormatError`, which names `where`.
+    """
     if raw[:1] != bytes((FORMAT,)):
         reason = f"log format {raw[:1].hex() or 'none'}, this reads {FORMAT:02x}"
-        raise UnsupportedFormatError("log", str(revision), reason)
-    at, scope = 1, ""
-    while at < len(raw):
-        op, kind_class, flags, schema, key_size, size, scope_size, previous, in_scope, high, low = (
-            _FRAME.unpack_from(raw, at)
-        )
-        at += _FRAME.size
+        raise UnsupportedFormatError("log", str(where), reason)
+    at, end, scope = 1, len(raw), b""
+    while at < end:
+        start = at
+        head = _FRAME.unpack_from(raw, at)
+        op, _, _, _, key_size, size, scope_size, *_ = head
+        at += HEAD_BYTES
         if scope_size:
-            scope = raw[at : at + scope_size].decode()
+            scope = raw[at : at + scope_size]
             at += scope_size
-        key = raw[at : at + key_size].decode()
-        at += key_size
-        payload: bytes | None = None
+        key = raw[at : at + key_size]
+        payload = at = at + key_size
         if op < OMITTED:
-            payload = raw[at : at + size]
             at += size
-            if len(payload) != size:
-                raise ValueError(size)
+        if at > end:
+            raise ValueError("it is cut off")
+        yield RawChange(head, scope, key, start, payload, at)
+
+
+def _frames(raw: bytes, revision: Revision) -> Iterator[LoggedChange]:
+    scope = ""
+    for head, scope_name, key, _, payload, end in raw_changes(raw, revision):
+        op, kind_class, flags, schema, _, _, scope_size, previous, in_scope, high, low = head
+        if scope_size:
+            scope = scope_name.decode()
         yield LoggedChange(
             op % OMITTED,
             kind_class >> 4,
@@ -129,9 +177,9 @@ def _frames(raw: bytes, revision: Revision) -> Iterator[LoggedChange]:
             flags,
             schema,
             scope,
-            key,
+            key.decode(),
             Revision.unpack(previous),
             Revision.unpack(in_scope),
             (high << 32) | low,
-            payload,
+            raw[payload:end] if op < OMITTED else None,
         )

@@ -6,6 +6,7 @@ URLs mean what they mean to redis-py, as far as that is told here; this module d
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isfinite
@@ -14,9 +15,11 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from llmspell_dist.classes import ClassRules
 from llmspell_dist.codec import DEFAULT_MAX_BYTES, DEFAULT_MAX_DEPTH, Codec
-from llmspell_dist.errors import InvalidArgumentError, InvalidURLError
+from llmspell_dist.errors import InvalidArgumentError, InvalidScopeError, InvalidURLError
 from llmspell_dist.keys import KeySpace
+from llmspell_dist.observation import TelemetrySource
 from llmspell_dist.retention import Retention
+from llmspell_dist.scope import Scope, ScopeKind
 from llmspell_dist.security.cipher import ValueCipher
 
 __all__ = [
@@ -25,17 +28,24 @@ __all__ = [
     "NAMESPACE_VARIABLE",
     "URL_VARIABLE",
     "Endpoint",
+    "NearCache",
     "Options",
     "default_namespace",
     "default_url",
+    "names_sidecar",
     "parse_url",
 ]
+
+_WILD: Final = re.compile(r"[*?\[]")
+_ALONE: Final = (ScopeKind.GLOBAL, ScopeKind.STEP)
+"""Kinds whose scopes do not begin with them and a colon."""
 
 URL_VARIABLE: Final = "LLMSPELL_URL"
 NAMESPACE_VARIABLE: Final = "LLMSPELL_NAMESPACE"
 DEFAULT_URL: Final = "redis://127.0.0.1:6379/0"
 DEFAULT_NAMESPACE: Final = "llmspell"
 _SCHEMES: Final = ("redis", "rediss", "unix", "memory", "embedded")
+_OF_SIDECARS: Final = ("http", "https", "http+unix")
 
 
 def default_url(environ: Mapping[str, str] = os.environ) -> str:
@@ -98,6 +108,11 @@ def _bad(url: str, rule: str) -> InvalidURLError:
     return InvalidURLError("url", f"{scheme[:20]}://…" if found else "…", rule)
 
 
+def names_sidecar(url: str) -> bool:
+    """Return whether a URL means a sidecar, not a server."""
+    return url.startswith(tuple(f"{scheme}://" for scheme in _OF_SIDECARS))
+
+
 def parse_url(url: str) -> Endpoint:
     """Return the server that `url` names.
 
@@ -114,6 +129,12 @@ def parse_url(url: str) -> Endpoint:
         host = parts.hostname
     except ValueError:
         raise _bad(url, "must have a valid host and port (from 0 to 65535)") from None
+    if parts.scheme in _OF_SIDECARS:
+        raise _bad(
+            url,
+            "must name Redis itself here, as redis://host: only the async connect() goes through "
+            "a sidecar",
+        )
     if parts.scheme not in _SCHEMES or "://" not in url:
         raise _bad(url, f"must begin with one of {', '.join(s + '://' for s in _SCHEMES)}")
     if parts.fragment:
@@ -223,6 +244,57 @@ def _check_int(name: str, value: object, low: int, high: int) -> None:
         raise InvalidArgumentError(name, value, f"must be an int from {low:,} to {high:,}")
 
 
+def _can_match(pattern: str) -> bool:
+    """Whether there can be a scope that a pattern matches: it begins as one of a kind."""
+    begin = _WILD.split(pattern, maxsplit=1)[0]
+    if begin == pattern:
+        try:
+            return Scope.parse(pattern).text == pattern
+        except InvalidScopeError:
+            return False
+    kinds = ("global", *(f"{kind}:" for kind in ScopeKind if kind not in _ALONE))
+    return any(kind.startswith(begin) or begin.startswith(kind) for kind in kinds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NearCache:
+    """Which reads a client may serve from its own memory, how much of it, and how old they may be.
+
+    Every field is checked, and an error names it.
+    """
+
+    scopes: tuple[str, ...] = ("*",)
+    """Patterns (``*``, ``?``, ``[a-z]``) of the printed scopes: ``("agent:*", "global")``."""
+    max_staleness: float = 30.0
+    """Seconds after which a value is read again, even if no message said that it changed. Messages
+    come within a round trip; this is the bound when they do not and nobody can notice yet."""
+    max_entries: int = 10_000
+    max_bytes: int = 16 * 1024 * 1024
+    """Of the values, about; the least recently used go first."""
+    max_value_bytes: int = 64 * 1024
+    """Larger values are read anew each time."""
+    max_scopes: int = 1000
+    """Each costs a subscription."""
+
+    def __post_init__(self) -> None:
+        if (
+            type(self.scopes) is not tuple
+            or not self.scopes
+            or not all(type(one) is str and one for one in self.scopes)
+        ):
+            rule = "must be a tuple of patterns, at least one"
+            raise InvalidArgumentError("scopes", self.scopes, rule)
+        for pattern in self.scopes:
+            if not _can_match(pattern):
+                rule = "must be patterns of scopes (global, agent:*): no scope is ever called this"
+                raise InvalidArgumentError("scopes", pattern, rule)
+        _check_seconds("max_staleness", self.max_staleness, 0.001, 86_400)
+        _check_int("max_entries", self.max_entries, 1, 100_000_000)
+        _check_int("max_bytes", self.max_bytes, 1024, 2**40)
+        _check_int("max_value_bytes", self.max_value_bytes, 256, 2**40)
+        _check_int("max_scopes", self.max_scopes, 1, 100_000)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """How a client behaves. Every field is checked, and an error names it."""
@@ -249,11 +321,19 @@ class Options:
     retention: Retention | None = None
     """How long the change log keeps its entries, for everybody who works in the namespace: what is
     given here is stored there. None: what was stored, else the default of `Retention`."""
+    max_correlations: int | None = None
+    """How many correlations are remembered, those that were active last; for everybody who works in
+    the namespace. None: what was stored, else 10,000."""
     codec: Codec | None = None
     """None: one with the two limits above."""
     cipher: ValueCipher | None = field(default=None, repr=False)
     housekeeping: bool = True
     """Whether this client takes its turn at removing expired keys and shortening the log."""
+    near_cache: NearCache | None = None
+    """Which reads may be served from memory; None: none."""
+    telemetry: TelemetrySource | bool | None = None
+    """`llmspell_dist.telemetry.Telemetry`, which says who is told of what this client does. True:
+    OpenTelemetry's global providers. None or False: nobody, at no cost."""
     shards: int | None = None
     """None: what the namespace has, or 1 for a new one off cluster and 256 in a cluster."""
 
@@ -285,18 +365,24 @@ class Options:
             name = "max_value_bytes" if error.argument == "max_bytes" else error.argument
             value = getattr(self, name)
             raise InvalidArgumentError(name, value, error.rule) from None
-        kinds: tuple[tuple[str, Any], ...] = (("classes", ClassRules),)
-        for name, kind in kinds:
-            if not isinstance(getattr(self, name), kind):
-                rule = f"must be a {kind.__name__}"
-                raise InvalidArgumentError(name, getattr(self, name), rule)
+        kinds: tuple[tuple[str, Any, bool], ...] = (
+            ("classes", ClassRules, False),
+            ("retention", Retention, True),
+            ("near_cache", NearCache, True),
+            ("codec", Codec, True),
+        )
+        for name, kind, optional in kinds:
+            value = getattr(self, name)
+            if not isinstance(value, kind) and not (optional and value is None):
+                rule = f"must be a {kind.__name__}{' or None' if optional else ''}"
+                raise InvalidArgumentError(name, value, rule)
         if type(self.housekeeping) is not bool:
             raise InvalidArgumentError("housekeeping", self.housekeeping, "must be a bool")
-        if self.retention is not None and not isinstance(self.retention, Retention):
-            rule = "must be a Retention or None"
-            raise InvalidArgumentError("retention", self.retention, rule)
-        if self.codec is not None and not isinstance(self.codec, Codec):
-            raise InvalidArgumentError("codec", self.codec, "must be a Codec or None")
+        if self.max_correlations is not None:
+            _check_int("max_correlations", self.max_correlations, 1, 10_000_000)
+        said = self.telemetry
+        if said is not None and type(said) is not bool and not isinstance(said, TelemetrySource):
+            raise InvalidArgumentError("telemetry", said, "must be a Telemetry, a bool or None")
         if self.cipher is not None and not isinstance(self.cipher, ValueCipher):
             raise InvalidArgumentError("cipher", self.cipher, "must have encrypt and decrypt")
 

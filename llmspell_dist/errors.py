@@ -21,6 +21,7 @@
      ├ CorruptRecordError
      │   └ UnsupportedFormatError
      ├ HistoryUnavailableError
+     │   └ WatchTrimmedError                (llmspell_dist.watch.errors)
      ├ HistoryDivergedError
      ├ OperationReusedError
      ├ CipherNotConfiguredError
@@ -34,12 +35,21 @@
      │   └ LeaseRequiredError
      ├ AgentNotFoundError, IllegalTransitionError, EffectError and its children
      │                                      (llmspell_dist.agents.errors)
+     ├ OperationCancelledError, HookError and its children, DuplicateHookError,
+     │   HookNotFoundError, ReplayError and its children, ExecutionNotFoundError,
+     │   ScheduleNotFoundError              (llmspell_dist.hooks.errors)
+     ├ EventError and its children          (llmspell_dist.events.errors)
+     ├ KeyProviderError and its child       (llmspell_dist.security.errors)
+     ├ AccessFileError, UnsafeBindError, UnauthenticatedError and its child, ForbiddenError
+     │                                      (llmspell_dist.sidecar.auth.errors)
+     ├ WaitTimeoutError                     (also TimeoutError; llmspell_dist.watch.errors)
      ├ NamespaceMismatchError
      ├ ClosedError                          (also RuntimeError)
      ├ WrongEventLoopError                  (also RuntimeError)
      └ StoreUnavailableError
          ├ OutcomeUnknownError
-         │   └ AckNotReachedError
+         │   ├ AckNotReachedError
+         │   └ AnswerLostError
          ├ StoreTimeoutError
          ├ StoreBusyError
          ├ StoreLoadingError
@@ -61,11 +71,13 @@ from collections.abc import Iterable, Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple
 from uuid import UUID
 
 __all__ = [
+    "CHALLENGE",
     "AckNotReachedError",
+    "AnswerLostError",
     "CipherNotConfiguredError",
     "CircularReferenceError",
     "ClassChangedError",
@@ -76,6 +88,7 @@ __all__ = [
     "CorruptRecordError",
     "CrossShardError",
     "DeadlockError",
+    "ForbiddenError",
     "HistoryDivergedError",
     "HistoryUnavailableError",
     "InvalidArgumentError",
@@ -107,6 +120,7 @@ __all__ = [
     "StoreReadOnlyError",
     "StoreTimeoutError",
     "StoreUnavailableError",
+    "UnauthenticatedError",
     "UnsupportedFormatError",
     "UpdateConflictError",
     "WrongEventLoopError",
@@ -464,11 +478,18 @@ class HistoryDivergedError(SpellError):
 
     code = "HISTORY_DIVERGED"
 
-    def __init__(self, last_common: Any) -> None:
+    def __init__(self, last_common: Any, known: Any = None) -> None:
         self.last_common = last_common
         """The last revision that both histories hold, or None."""
+        self.known = known
+        """What was read before, or given to begin after, and is not there; None: not said."""
+        what = "what was read before" if known is None else f"revision {known}"
+        common = "nothing known before it is there either"
+        if last_common is not None:
+            common = f"the last that is there is {last_common}"
         super().__init__(
-            f"the server's history differs from the one read before, after {last_common}"
+            f"the server's history does not have {what} ({common}): it lost writes, "
+            "or it is not the history that the revision is from"
         )
 
 
@@ -635,6 +656,49 @@ class LeaseRequiredError(LeaseError):
 # --- how the library is used ----------------------------------------------------------------------
 
 
+# --- who asks: only through a sidecar ------------------------------------------------------------
+
+CHALLENGE: Final = 'Bearer realm="llmspell"'
+"""The ``WWW-Authenticate`` of an answer to a request without credentials."""
+_INVALID_TOKEN: Final = f'{CHALLENGE}, error="invalid_token"'
+
+
+class UnauthenticatedError(SpellError):
+    """The request has no credentials, or none that are accepted.
+
+    `reason` says which, and stays out of message and facts: it is for the log. Whatever it quotes
+    is shortened, and never a credential.
+    """
+
+    code = "UNAUTHENTICATED"
+
+    def __init__(self, reason: str, *, given: bool = True) -> None:
+        self._reason = reason
+        self._challenge = _INVALID_TOKEN if given else CHALLENGE
+        super().__init__("not accepted" if given else "no credentials")
+
+    @property
+    def reason(self) -> str:
+        """Why, for the log."""
+        return self._reason
+
+    @property
+    def challenge(self) -> str:
+        """The value of the header ``WWW-Authenticate``."""
+        return self._challenge
+
+
+class ForbiddenError(SpellError):
+    """The caller is known, and none of its grants covers this."""
+
+    code = "FORBIDDEN"
+
+    def __init__(self, verb: str, target: str) -> None:
+        self.verb = str(verb)
+        self.target = target if len(target) <= 200 else f"{target[:199]}…"
+        super().__init__(f"no grant to {self.verb} {shorten(target, 200)}")
+
+
 class ClosedError(SpellError, RuntimeError):
     """The client is closed."""
 
@@ -674,6 +738,10 @@ class StoreUnavailableError(SpellError):
         if may_have_happened:
             self.retryable = False  # made again as it is, the write could apply twice
         super().__init__(self._message())
+
+    def partly(self) -> StoreUnavailableError:
+        """Return the error as that of a larger operation, a part of which has happened."""
+        return self if self.may_have_happened else type(self)(self.server, self.said, True)
 
     def _message(self) -> str:
         said = self.said or (type(self).__doc__ or "").partition("\n")[0].rstrip(".")
@@ -717,6 +785,21 @@ class AckNotReachedError(OutcomeUnknownError):
 
     def _message(self) -> str:
         return f"{self.server}: the write has happened, but not as safely: {self.said}"
+
+
+class AnswerLostError(OutcomeUnknownError):
+    """A write has happened, and only its answer is lost: what it found, or made of the value."""
+
+    code = "ANSWER_LOST"
+
+    def __init__(self, server: str, revision: Any = None, operation: Any = None) -> None:
+        self.revision = revision
+        """Of the commit that did it; None if nothing had to be changed."""
+        said = "nothing had to be changed" if revision is None else f"it is commit {revision}"
+        super().__init__(server, said, True, operation)
+
+    def _message(self) -> str:
+        return f"{self.server}: the write has happened, only its answer is lost: {self.said}"
 
 
 class StoreTimeoutError(StoreUnavailableError):

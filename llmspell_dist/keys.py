@@ -11,7 +11,20 @@
 ``ns:{s}:log`` ``due`` ``ctl`` ``trash``  what a shard has once
 ``ns:{s}:leases`` ``waits``               the leases of a shard, and who waits for which
 ``ns:{s}:ring:<client>``                  the last operations of one client
+``ns:{s}:corr:<id>``                      what belongs to one correlation, as it came
+``ns:{s}:corr:<id>:log``                  the revisions of its commits
+``ns:{s}:restores`` ``restore:<id>``      restores that are going on, and what each has laid down
+``ns:{s}:restore:<id>:<name>``            a scope that is restored; ``:ttl`` and ``:g`` as above
+``ns:{s}:corrs``                          the correlations of a shard by their last activity
+``ns:{s}:hooks`` ``hookindex``            the history of hooks, and by what it is found
+``ns:{s}:hookbatch:<client>``             the last batch that a client added to it
+``ns:{s}:hookfleet`` ``hookturn``         the hooks of the fleet, and whose turn it is to tidy up
+``ns:{s}:hookbell``                       no key: the channel that tells of changes in the fleet
 ``ns:{s}:wake:<client>``                  no key: the channel that wakes a client
+``ns:{s}:evq:<name>`` ``evdead:<name>``   what a durable subscription has to handle, or gave up
+``ns:{s}:evs`` ``evidle`` ``evstat``      durable subscriptions, which of them wait, their counters
+``ns:{s}:evring:<client>``                the last publish operations of one client
+``ns:{s}:ev:<type>`` ``evbell:<name>``    no keys: the channels of live events and of a queue's bell
 ========================================= ==========================================================
 
 ``ns`` is the namespace, ``s`` the shard and the cluster's hash tag. Namespace, ids and names are
@@ -25,7 +38,9 @@ import re
 import unicodedata
 from enum import StrEnum
 from typing import Final, NamedTuple
+from urllib.parse import quote, unquote
 
+from llmspell_dist.context import check_text
 from llmspell_dist.errors import InvalidArgumentError, InvalidKeyError, InvalidScopeError
 from llmspell_dist.scope import Scope, decode_part, encode_part, shard_of
 
@@ -125,6 +140,23 @@ class KeyType(StrEnum):
     CTL = "ctl"
     TRASH = "trash"
     RING = "ring"
+    HOOKS = "hooks"
+    HOOK_INDEX = "hookindex"
+    HOOK_BATCH = "hookbatch"
+    HOOK_FLEET = "hookfleet"
+    HOOK_TURN = "hookturn"
+    CORRELATION = "corr"
+    CORRELATION_LOG = "corr:log"
+    CORRELATIONS = "corrs"
+    EVENT_SUBSCRIPTIONS = "evs"
+    EVENT_IDLE = "evidle"
+    EVENT_STATS = "evstat"
+    EVENT_RING = "evring"
+    EVENT_QUEUE = "evq"
+    EVENT_DEAD = "evdead"
+    RESTORES = "restores"
+    RESTORE = "restore"
+    RESTORE_STAGED = "restore staged"
 
 
 _OF_SHARD: Final = {
@@ -136,8 +168,26 @@ _OF_SHARD: Final = {
         KeyType.TRASH,
         KeyType.LEASES,
         KeyType.WAITS,
+        KeyType.CORRELATIONS,
+        KeyType.HOOKS,
+        KeyType.HOOK_INDEX,
+        KeyType.HOOK_FLEET,
+        KeyType.HOOK_TURN,
+        KeyType.EVENT_SUBSCRIPTIONS,
+        KeyType.EVENT_IDLE,
+        KeyType.EVENT_STATS,
+        KeyType.CORRELATIONS,
+        KeyType.RESTORES,
     )
 }
+_OF_SHARD_NAMED: Final = {
+    t.value: t
+    for t in (
+        KeyType.EVENT_QUEUE,
+        KeyType.EVENT_DEAD,
+    )
+}
+_OF_CLIENT: Final = {t.value: t for t in (KeyType.RING, KeyType.EVENT_RING, KeyType.HOOK_BATCH)}
 _OF_SCOPE: Final = {t.value: t for t in (KeyType.TTL, KeyType.GENERATIONS)}
 _OF_LEASE: Final = {t.value: t for t in (KeyType.LEASE_QUEUE, KeyType.LEASE_READERS)}
 _OF_SCOPE_NAMED: Final = {t.value: t for t in (KeyType.GENERATION, KeyType.LEASE)}
@@ -154,7 +204,8 @@ class ParsedKey(NamedTuple):
     scope: Scope | None = None
     """The scope; None for what a shard has once."""
     extra: str | None = None
-    """The generation, the lease's name or the client of a ring; else None."""
+    """The generation, the name of a lease, subscription or correlation, or the client of a ring;
+    else None."""
 
 
 def _plain(argument: str, value: str | int | bytes) -> str:
@@ -265,6 +316,108 @@ class KeySpace:
         """Return the hash of one client's last operations in a shard."""
         return self._once(shard, KeyType.RING) + b":" + _plain("client", client).encode()
 
+    def hooks(self, shard: str) -> bytes:
+        """Return the stream of the recorded executions of hooks."""
+        return self._once(shard, KeyType.HOOKS)
+
+    def hook_index(self, shard: str) -> bytes:
+        """Return the sorted set by which recorded executions are found."""
+        return self._once(shard, KeyType.HOOK_INDEX)
+
+    def hook_batch(self, shard: str, client: str | bytes) -> bytes:
+        """Return the key that says which batch of executions a client added last."""
+        return self._once(shard, KeyType.HOOK_BATCH) + b":" + _plain("client", client).encode()
+
+    def hook_fleet(self, shard: str) -> bytes:
+        """Return the hash of the hooks that processes have for the whole fleet."""
+        return self._once(shard, KeyType.HOOK_FLEET)
+
+    def hook_bell(self, shard: str) -> bytes:
+        """Return the channel that tells of changes in the fleet; it is no key."""
+        return self._once(shard, KeyType.LOG)[:-3] + b"hookbell"
+
+    def hook_turn(self, shard: str) -> bytes:
+        """Return the key that is there while a process tidies the history up."""
+        return self._once(shard, KeyType.HOOK_TURN)
+
+    # -- of events, all of one shard
+
+    def events(self, shard: str) -> bytes:
+        """Return the hash of the durable subscriptions: name to definition."""
+        return self._once(shard, KeyType.EVENT_SUBSCRIPTIONS)
+
+    def event_idle(self, shard: str) -> bytes:
+        """Return the hash of the subscriptions of which a consumer waits for its bell."""
+        return self._once(shard, KeyType.EVENT_IDLE)
+
+    def event_stats(self, shard: str) -> bytes:
+        """Return the hash of what the server counted for durable subscriptions."""
+        return self._once(shard, KeyType.EVENT_STATS)
+
+    def event_ring(self, shard: str, client: str | bytes) -> bytes:
+        """Return the hash of one publisher's last operations."""
+        return self._once(shard, KeyType.EVENT_RING) + b":" + _plain("client", client).encode()
+
+    def event_queue(self, shard: str, name: str) -> bytes:
+        """Return the stream of what a durable subscription still has to handle."""
+        return self._named(shard, KeyType.EVENT_QUEUE, name)
+
+    def event_dead(self, shard: str, name: str) -> bytes:
+        """Return the stream of the dead letters of a durable subscription."""
+        return self._named(shard, KeyType.EVENT_DEAD, name)
+
+    def event_channel(self, shard: str, event_type: str) -> bytes:
+        """Return the channel of live events of a type; it is no key."""
+        return self.prefix(shard) + b"ev:" + event_type.encode()
+
+    def event_bell(self, shard: str, name: str) -> bytes:
+        """Return the channel that tells of new events in a queue; it is no key."""
+        return self.prefix(shard) + b"evbell:" + encode_part(name, "name").encode()
+
+    # -- of restores
+
+    def restores(self, shard: str) -> bytes:
+        """Return the sorted set of the restores that are going on, by when they were heard of."""
+        return self._once(shard, KeyType.RESTORES)
+
+    def restore(self, shard: str, restore_id: str) -> bytes:
+        """Return the hash that tells what a restore has laid down in a shard."""
+        return self._once(shard, KeyType.RESTORE) + b":" + _plain("restore_id", restore_id).encode()
+
+    def staged(self, shard: str, restore_id: str, name: str) -> bytes:
+        """Return the hash of a scope that is being restored; what lies beside it is as a scope's.
+
+        Beside it lie ``:ttl``, ``:g`` and, if only a key is taken out of it, ``:p:<generation>``.
+        """
+        return self.restore(shard, restore_id) + b":" + _plain("name", name).encode()
+
+    def prefix(self, shard: str) -> bytes:
+        """Return what every key of a shard begins with."""
+        return self._once(shard, KeyType.LOG)[:-3]
+
+    def _named(self, shard: str, what: KeyType, name: str, argument: str = "name") -> bytes:
+        return self._once(shard, what) + b":" + encode_part(name, argument).encode()
+
+    # -- of correlations
+
+    def correlation(self, shard: str, correlation_id: str) -> bytes:
+        """Return the stream of what belongs to a correlation; any non-empty id is encoded.
+
+        Scripts spell it too (``lua_scripts/lib/correlation.lua``), so the encoding is that of URIs,
+        byte by byte: the id is not normalised.
+        """
+        check_text("correlation_id", correlation_id)
+        encoded = quote(correlation_id, safe="").encode()
+        return self._once(shard, KeyType.CORRELATION) + b":" + encoded
+
+    def correlation_log(self, shard: str, correlation_id: str) -> bytes:
+        """Return the list of the revisions of a correlation's commits."""
+        return self.correlation(shard, correlation_id) + b":log"
+
+    def correlations(self, shard: str) -> bytes:
+        """Return the sorted set of the correlations of a shard by their last activity."""
+        return self._once(shard, KeyType.CORRELATIONS)
+
     def _once(self, shard: str, what: KeyType) -> bytes:
         if not self._is_shard(shard):
             rule = f"must be the number of one of {self.shards} shards, as text"
@@ -297,8 +450,20 @@ class KeySpace:
         parts = rest.split(":")
         if len(parts) == 1 and parts[0] in _OF_SHARD:
             return ParsedKey(self.namespace, shard, _OF_SHARD[parts[0]])
-        if len(parts) == 2 and parts[0] == KeyType.RING.value:
-            return ParsedKey(self.namespace, shard, KeyType.RING, None, parts[1])
+        if len(parts) == 2 and parts[0] in _OF_CLIENT:
+            return ParsedKey(self.namespace, shard, _OF_CLIENT[parts[0]], None, parts[1])
+        if parts[0] == KeyType.CORRELATION.value and len(parts) in {2, 3}:
+            what = KeyType.CORRELATION if len(parts) == 2 else KeyType.CORRELATION_LOG
+            return ParsedKey(self.namespace, shard, what, None, unquote(parts[1], errors="strict"))
+        if len(parts) == 2 and parts[0] in _OF_SHARD_NAMED:
+            name = decode_part(parts[1])
+            return ParsedKey(self.namespace, shard, _OF_SHARD_NAMED[parts[0]], None, name)
+        if parts[0] == KeyType.CORRELATION.value and len(parts) in {2, 3}:
+            what = KeyType.CORRELATION if len(parts) == 2 else KeyType.CORRELATION_LOG
+            return ParsedKey(self.namespace, shard, what, None, unquote(parts[1], errors="strict"))
+        if parts[0] == KeyType.RESTORE.value and 1 < len(parts) < 6:
+            what = KeyType.RESTORE if len(parts) == 2 else KeyType.RESTORE_STAGED
+            return ParsedKey(self.namespace, shard, what, None, rest.partition(":")[2])
         # A printed scope has a fixed number of colons: none, one, or two with a step.
         width = 1 if parts[0] == "global" else 3 if parts[1:2] and "/" in parts[1] else 2
         scope = Scope.parse(":".join(parts[:width]))
@@ -319,8 +484,19 @@ class KeySpace:
         """Return the key that `parsed` came from, if it is one: the check that parsing is exact."""
         extra = parsed.extra or ""
         if parsed.scope is None:
-            if parsed.what is KeyType.RING:
-                return self.ring(parsed.shard, extra)
+            if parsed.what.value in _OF_CLIENT:
+                client = _plain("client", extra).encode()
+                return self._once(parsed.shard, parsed.what) + b":" + client
+            if parsed.what is KeyType.CORRELATION:
+                return self.correlation(parsed.shard, extra)
+            if parsed.what is KeyType.CORRELATION_LOG:
+                return self.correlation_log(parsed.shard, extra)
+            if parsed.what.value in _OF_SHARD_NAMED:
+                return self._named(parsed.shard, parsed.what, extra)
+            if parsed.what is KeyType.RESTORE:
+                return self.restore(parsed.shard, extra)
+            if parsed.what is KeyType.RESTORE_STAGED:
+                return self._print_staged(parsed.shard, *extra.split(":"))
             return self._once(parsed.shard, parsed.what)
         scope = parsed.scope
         if parsed.what is KeyType.SCOPE:
@@ -335,3 +511,11 @@ class KeySpace:
         if of_lease is not None:
             return of_lease(scope, extra)
         return self.scope(scope) + f":{parsed.what.value}".encode()
+
+    def _print_staged(
+        self, shard: str, restore_id: str, name: str, what: str = "", generation: str | None = None
+    ) -> bytes:
+        key = self.staged(shard, restore_id, name)
+        if generation is not None:
+            return key + b":p:" + _plain("generation", generation).encode()
+        return key + (f":{what}".encode() if what in _OF_SCOPE else b"")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from llmspell_dist.state.driver import AsyncDriver
     from llmspell_dist.state.steps import Steps
 
-__all__ = ["ChangeLog", "LogStat"]
+__all__ = ["ChangeLog", "LogStat", "check_hold"]
 
 MAX_PAGE: Final = 1000
 _HOLD, _BROKEN = b"hold:", b"broken:"
@@ -86,19 +86,22 @@ class LogSteps:
 
     def hold(self, name: str, at: Revision | None) -> Steps[None]:
         """Keep entries from `at` on in every shard."""
-        field = _HOLD + _hold_name(name)
+        check_hold(name)
         _check_position("at", at)
         for shard in self.core.shards():
-            ctl = self.core.keyspace.ctl(shard)
-            position = at
-            if position is None:
-                position = (yield from self.stat(shard)).last or Revision(0, 1)
-            yield Command(pack(b"HSET", ctl, field, str(position)), "HSET")
-            yield Command(pack(b"HDEL", ctl, _BROKEN + _hold_name(name)), "HDEL")
+            yield from self.hold_shard(shard, name, at)
+
+    def hold_shard(self, shard: str, name: str, at: Revision | None) -> Steps[None]:
+        """Keep entries from `at` on in one shard (None: from the newest)."""
+        ctl = self.core.keyspace.ctl(shard)
+        if at is None:
+            at = (yield from self.stat(shard)).last or Revision(0, 1)
+        yield Command(pack(b"HSET", ctl, _HOLD + check_hold(name), str(at)), "HSET")
+        yield Command(pack(b"HDEL", ctl, _BROKEN + check_hold(name)), "HDEL")
 
     def release(self, name: str) -> Steps[None]:
         """Let entries be trimmed again."""
-        fields = (_HOLD + _hold_name(name), _BROKEN + _hold_name(name))
+        fields = (_HOLD + check_hold(name), _BROKEN + check_hold(name))
         for shard in self.core.shards():
             yield Command(pack(b"HDEL", self.core.keyspace.ctl(shard), *fields), "HDEL")
 
@@ -160,7 +163,8 @@ def _check_position(argument: str, position: Revision | None) -> None:
         raise InvalidArgumentError(argument, position, "must be a Revision or None")
 
 
-def _hold_name(name: str) -> bytes:
+def check_hold(name: str) -> bytes:
+    """Return the name of a hold as it is stored; anything else is an `InvalidArgumentError`."""
     if (
         not isinstance(name, str)
         or not 0 < len(name) <= 64

@@ -4,7 +4,8 @@ Layout of format 1, big-endian (``docs/technical/state-architecture.md`` has the
 
     0   1  format version, 1
     1   1  kind (high nibble) and state class (low nibble)
-    2   1  flags: 1 created follows, 2 expiry follows, 4 zstd, 8 encrypted
+    2   1  flags: 1 created follows, 2 expiry follows, 4 zstd, 8 encrypted,
+           16 came by a restore
     3   2  schema version of the value
     5  10  revision: 48-bit ms, 32-bit seq
     15  6  created, ms since the epoch      (flag 1; else created with this revision)
@@ -29,6 +30,8 @@ MIN_HEADER = 15
 MAX_HEADER = 27
 
 CREATED, EXPIRES, ZSTD, ENCRYPTED = 1, 2, 4, 8
+RESTORED = 16
+"""The record came by a restore; see `Op.RESTORED`."""
 CODEC_FLAGS = ZSTD | ENCRYPTED
 
 
@@ -107,7 +110,7 @@ def unpack_record(raw: bytes, scope: str, key: str) -> StoredRecord:
 
 def pack_record(record: StoredRecord) -> bytes:
     """Write a record exactly as the commit script does (tests hold the two equal)."""
-    flags = record.flags & CODEC_FLAGS
+    flags = record.flags & (CODEC_FLAGS | RESTORED)
     tail = b""
     if record.created_ms != record.revision.ms:
         flags |= CREATED
@@ -164,6 +167,8 @@ class ScopeMeta(NamedTuple):
 
 DEMANDS_LEASE = 1
 """A flag of the scope's record: every write needs the lease that the policy names."""
+META_FIELD = b"$$"
+"""Where a scope's own record lies in its hash."""
 _META = struct.Struct(">B10sIHIQHB")
 EMPTY_META = ScopeMeta(None, 0, 0, 0, 0, 0, b"")
 

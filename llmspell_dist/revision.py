@@ -8,7 +8,7 @@ first half is server time. Revisions are ordered but not consecutive.
 from __future__ import annotations
 
 import struct
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from llmspell_dist.errors import InvalidArgumentError
@@ -17,6 +17,7 @@ _FIRST, _LAST = struct.Struct(">HI"), struct.Struct(">I")
 PACKED_BYTES = 10
 NO_REVISION = b"\0" * PACKED_BYTES
 """What stands for "there was none before" wherever a packed revision is stored."""
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MAX_MS, MAX_SEQ = 2**48 - 1, 2**32 - 1
 
 
@@ -65,10 +66,13 @@ class Revision(NamedTuple):
         return revision
 
 
+BEGINNING = Revision(0, 0)
+"""Before every commit."""
+
+
 def from_ms(ms: int) -> datetime:
     """Turn milliseconds since the epoch into an aware datetime, without float rounding."""
-    seconds, rest = divmod(ms, 1000)
-    return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest * 1000)
+    return _EPOCH + timedelta(milliseconds=ms)
 
 
 def to_ms(moment: datetime) -> int:

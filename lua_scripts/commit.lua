@@ -186,8 +186,16 @@ local function load_rest()
   return rest
 end
 
+-- Only when somebody watches a scope that was written.
+local tell
+local function load_bell()
+  --- @include "lib/bell"
+  return tell
+end
+
 -- Pass 2: one item after the other; later ones see what earlier ones did.
-local outcomes, kept, wrote = {}, {}, false
+local outcomes, kept, wrote, correlated = {}, {}, false, nil
+local told, told_meta, told_operation -- the entry of one plain set, for those who watch
 local last_ms, packed_ms
 at = scope_count + 2
 for n = 1, item_count do
@@ -342,6 +350,15 @@ for n = 1, item_count do
           s.recs[key], s.writes[key] = record, record
         end
       end
+      if byte(meta, 3) == 99 and byte(meta, 2) == 161 then -- begins with `c`, a correlation id: MessagePack text
+        local kind, long = byte(meta, 4, 5)
+        local id_at = kind < 192 and 5 or kind == 217 and 6 or 7
+        local correlation = sub(meta, id_at, id_at - 1
+          + (kind < 192 and kind - 160 or kind == 217 and long or long * 256 + byte(meta, 6)))
+        correlated = correlated or {}
+        local revisions = correlated[correlation] or {}
+        correlated[correlation], revisions[#revisions + 1] = revisions, revision
+      end
       for i = 1, planned do
         local s = plans[i].s
         s.rev = revision
@@ -350,6 +367,7 @@ for n = 1, item_count do
         end
       end
       outcome, wrote = id .. results, true
+      told, told_meta, told_operation = entry, meta, operation
     else
       keep = false
     end
@@ -384,8 +402,25 @@ if wrote then
           call('HSET', s.key, unpack(args, first, math.min(first + 1999, m)))
         end
       end
-      redis.pcall('PUBLISH', s.key, s.rev .. before[i])
+      local heard = redis.pcall('PUBLISH', s.key, s.rev .. before[i])
+      if heard ~= 0 and type(heard) == 'number' then
+        if told and item_count == 1 and #told <= 16384 and #told_meta < 65536 then
+          -- One plain set, which is at hand: no need to look into the log.
+          local n, m = #told, #told_meta
+          redis.pcall('PUBLISH', s.key, '\1' .. s.rev .. before[i] .. s.rev .. char(0, 0, floor(n / 256), n % 256) .. told
+            .. char(0, 0, floor(m / 256), m % 256) .. told_meta .. '\0\0\0\14' .. told_operation)
+        else
+          tell = tell or load_bell()
+          tell(log, s, before[i])
+        end
+      end
     end
+  end
+end
+if correlated then
+  --- @include "lib/correlation"
+  for id, revisions in pairs(correlated) do
+    note_commits(sub(log, 1, -4), correlation_name(id), sub(last_ms, 1, -2), revisions)
   end
 end
 if not born then

@@ -17,6 +17,7 @@
 -- returns: how many holders lost it, the revision of the log entry or nil.
 --- @include "lib/scope"
 --- @include "lib/log"
+--- @include "lib/bell"
 local lease, queue, readers, registry, waits = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 --- @include "lib/lease"
 local token, said = ARGV[1], ARGV[3]
@@ -60,7 +61,10 @@ if not s.damaged then
   local was = s.rev
   s.rev = pack_revision(id)
   flush_scope(s, KEYS[7])
-  redis.pcall('PUBLISH', s.key, s.rev .. was)
+  local heard = redis.pcall('PUBLISH', s.key, s.rev .. was)
+  if heard ~= 0 and type(heard) == 'number' then
+    tell(KEYS[6], s, was)
+  end
 end
 redis.call('HSET', lease, 'broken', ARGV[5] .. #meant .. ' ' .. id)
 local served = serve(holders())

@@ -5,16 +5,19 @@
 -- ARGV[2] glob that the key must match, or empty
 -- ARGV[3] about how many to look at
 -- ARGV[4] 1 to return the records too, 2 to return their bytes
--- returns: the next cursor ("0": that was all), then keys, or keys and records or their bytes in turn.
+-- ARGV[5] the server process that gave the cursor; at any other one the page is the first
+-- returns: the next cursor ("0": that was all), this server process, then keys, or keys and records or their bytes in turn.
+--- @include "lib/process"
 --- @include "lib/scope"
-local s = open_scope(KEYS[1], '')
+local s, process = open_scope(KEYS[1], ''), server_process()
+local from = ARGV[5] == process and ARGV[1] or '0'
 local page
 if ARGV[2] == '' then
-  page = redis.call('HSCAN', s.key, ARGV[1], 'COUNT', ARGV[3])
+  page = redis.call('HSCAN', s.key, from, 'COUNT', ARGV[3])
 else
-  page = redis.call('HSCAN', s.key, ARGV[1], 'MATCH', ARGV[2], 'COUNT', ARGV[3])
+  page = redis.call('HSCAN', s.key, from, 'MATCH', ARGV[2], 'COUNT', ARGV[3])
 end
-local answer, found = { page[1] }, page[2]
+local answer, found = { page[1], process }, page[2]
 for i = 1, #found, 2 do
   local key = found[i]
   if key ~= '$$' then

@@ -9,17 +9,23 @@
 -- ARGV[1] interval in ms: if another call worked less than this ago, nothing is done
 -- ARGV[2] most keys to remove
 -- ARGV[3] prefix of the shard's keys
--- returns: 1 if this call worked, else 0; keys removed; 1 if more is due.
+-- ARGV[4] 1 to be told what was removed
+-- returns: 1 if this call worked, else 0; keys removed; 1 if more is due; if asked for, a list by scope: its text, the
+-- revision, the keys.
 --- @include "lib/composite"
 --- @include "lib/log"
+--- @include "lib/bell"
+--- @include "lib/restores"
 local log, due, ctl, trash = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local lease, queue, readers, registry, waits = nil, nil, nil, KEYS[5], KEYS[6]
 --- @include "lib/lease"
 local LEASE_KEPT_MS = 86400000 -- a lease that nobody holds is remembered so long
+local RESTORE_MS = 3600000 -- a restore that was silent for so long does not go on
 local most = tonumber(ARGV[2])
+local removals = {}
 local last = tonumber(redis.call('HGET', ctl, 'swept') or '0')
 if now() >= last and now() - last < tonumber(ARGV[1]) then
-  return { 0, 0, 0 }
+  return { 0, 0, 0, removals }
 end
 
 local function forget_if_empty(s, text)
@@ -78,7 +84,13 @@ local function sweep_scope(text)
     local before = s.rev
     s.rev = revision
     flush_scope(s, due)
-    redis.pcall('PUBLISH', s.key, revision .. before)
+    local heard = redis.pcall('PUBLISH', s.key, revision .. before)
+    if heard ~= 0 and type(heard) == 'number' then
+      tell(log, s, before)
+    end
+    if ARGV[4] == '1' then
+      removals[#removals + 1] = { text, id, gone }
+    end
   end
   call_in_chunks('ZREM', s.key .. ':ttl', stale, 1000)
   if not forget_if_empty(s, text) then
@@ -152,6 +164,13 @@ local function forget_leases()
   return #old == 100
 end
 
+-- What a restore left that was killed.
+local function forget_restores()
+  local restores = ARGV[3] .. ':restores'
+  local silent = redis.call('ZRANGEBYSCORE', restores, '-inf', format('%.0f', now() - RESTORE_MS), 'LIMIT', 0, 1)[1]
+  return silent and (clean_restore(restores, trash, ARGV[3], silent, 100) or true)
+end
+
 local removed, more = 0, 0
 local scopes = redis.call('ZRANGEBYSCORE', due, '-inf', format('%.0f', now()), 'LIMIT', 0, 100)
 for i = 1, #scopes do
@@ -161,10 +180,10 @@ for i = 1, #scopes do
     break
   end
 end
-if #scopes == 100 or empty_trash() or forget_leases() then
+if #scopes == 100 or empty_trash() or forget_leases() or forget_restores() then
   more = 1
 end
 if more == 0 then
   redis.call('HSET', ctl, 'swept', format('%.0f', now()))
 end
-return { 1, removed, more }
+return { 1, removed, more, removals }

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import functools
 import inspect
 import os
+import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+from hypothesis import HealthCheck, settings
 
 _FIXTURES = sorted(path.stem for path in Path(__file__).parent.glob("fix_*.py"))
 pytest.register_assert_rewrite(*_FIXTURES)  # before the first import of them
@@ -21,10 +26,15 @@ from fix_servers import CAPABILITIES, FLEET, Row
 
 pytest_plugins = _FIXTURES
 
-_ROWS: pytest.StashKey[dict[str, Row]] = pytest.StashKey()
+_ROWS: pytest.StashKey[dict[str, str]] = pytest.StashKey()
 _LEFT_OUT: pytest.StashKey[dict[str, Counter[str]]] = pytest.StashKey()
 _RESULTS: pytest.StashKey[dict[str, Counter[str]]] = pytest.StashKey()
 _LEAKS: pytest.StashKey[list[str]] = pytest.StashKey()
+
+
+# A shell that starts a program in the background lets it ignore Ctrl-C, and all that it starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # --- async tests ----------------------------------------------------------------------------------
@@ -44,6 +54,62 @@ def pytest_pycollect_makeitem(collector: pytest.Collector, name: str, obj: objec
         function = inner.inner_test if inner is not None else obj
         if inspect.iscoroutinefunction(function) and callable(obj):
             pytest.mark.anyio(obj)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
+    """Let a coroutine test that hangs fail well before pytest-timeout would end it.
+
+    That one breaks into the event loop and leaves the test waiting there; the fixtures, which end
+    in the same task, would wait behind it, and the whole run for ever.
+    """
+    function, limit_s = pyfuncitem.obj, _limit_s(pyfuncitem)
+    if not limit_s or not inspect.iscoroutinefunction(function):
+        return
+
+    @functools.wraps(function)
+    async def limited(*args: Any, **given: Any) -> None:
+        async with asyncio.timeout(limit_s):
+            await function(*args, **given)
+
+    pyfuncitem.obj = limited
+
+
+def _limit_s(item: pytest.Item) -> float:
+    mark = item.get_closest_marker("timeout")
+    if mark is not None:
+        whole = mark.args[0]
+    else:
+        whole = item.config.getoption("timeout") or item.config.getini("timeout") or 0
+    return float(whole) * 0.75
+
+
+_ID_LENGTH = 40
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name parameters alike in every worker: secrets, keys and packed bytes are new ones each time.
+
+    Workers that see other names refuse to share the tests. A long text says nothing as a name.
+    """
+    if isinstance(val, bytes):
+        val = val.decode("latin-1")
+    if isinstance(val, str) and (len(val) > _ID_LENGTH or not val.isprintable()):
+        return argname
+    return None
+
+
+# --- generated examples ---------------------------------------------------------------------------
+
+# How fast a machine is decides nothing, and the examples are the same ones in each run.
+settings.register_profile(
+    "llmspell",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=os.environ.get("LLMSPELL_TEST_SEED") != "random",
+    database=None,
+)
+settings.load_profile("llmspell")
 
 
 # --- the server table -----------------------------------------------------------------------------
@@ -70,25 +136,42 @@ def _needs(item: pytest.Item) -> set[str]:
     return wanted
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Let a test of a module marked `both_surfaces` run through a sidecar too."""
+    definition = metafunc.definition
+    if "surface" in metafunc.fixturenames and definition.get_closest_marker("both_surfaces"):
+        only = definition.get_closest_marker("library_only")
+        surfaces = ["library"] if only else ["library", "sidecar"]
+        metafunc.parametrize("surface", surfaces, indirect=True)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what a row cannot do, and count it; in CI refuse a table that lacks a server."""
     kept: list[pytest.Item] = []
     dropped: list[pytest.Item] = []
+    everywhere = bool(os.environ.get(fix_servers.EVERYWHERE))
     for item in items:
         spec = getattr(item, "callspec", None)
-        row: Row | None = spec.params.get("server_row") if spec is not None else None
+        given: dict[str, Any] = spec.params if spec is not None else {}
+        row: Row | None = given.get("server_row")
         needs = _needs(item)
         if row is None:
             kept.append(item)
             continue
-        missing = needs - row.capabilities
-        if missing:
-            left_out = config.stash[_LEFT_OUT].setdefault(row.id, Counter())
-            left_out[", ".join(sorted(missing))] += 1
+        reason = ", ".join(sorted(needs - row.capabilities))
+        if reason:
+            reason = f"it lacks {reason}"
+        elif not everywhere and (
+            item.get_closest_marker("one_server") or given.get("surface") == "sidecar"
+        ):
+            chosen = fix_servers.one_of(item.path.name, needs)
+            reason = "" if row.id == chosen else "one server is enough"
+        if reason:
+            config.stash[_LEFT_OUT].setdefault(row.id, Counter())[reason] += 1
             dropped.append(item)
         else:
-            config.stash[_ROWS][item.nodeid] = row
+            config.stash[_ROWS][item.nodeid] = row.id
             kept.append(item)
     if dropped:
         config.hook.pytest_deselected(items=dropped)
@@ -121,9 +204,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say exactly which servers ran, what each could not do, and what leaked."""
     config = terminalreporter.config
     results: dict[str, Counter[str]] = {}
-    for nodeid, row in config.stash[_ROWS].items():
+    for nodeid, row_id in config.stash[_ROWS].items():
         if nodeid in _outcomes:
-            results.setdefault(row.id, Counter())[_outcomes[nodeid]] += 1
+            results.setdefault(row_id, Counter())[_outcomes[nodeid]] += 1
     if results or config.stash[_LEFT_OUT]:
         terminalreporter.section("servers")
     for row in fix_servers.table().values():
@@ -133,8 +216,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             continue
         line = f"{row.title}: " + (", ".join(f"{n} {what}" for what, n in ran.items()) or "none")
         if left_out:
-            lacking = "; ".join(f"{what}: {n}" for what, n in left_out.most_common())
-            line += f" — {left_out.total()} left out, it lacks {lacking}"
+            reasons = "; ".join(f"{why}: {n}" for why, n in left_out.most_common())
+            line += f" — {left_out.total()} left out: {reasons}"
         terminalreporter.write_line(line)
     for leak in config.stash[_LEAKS]:
         terminalreporter.write_line(f"LEAK: {leak}", red=True)
@@ -175,7 +258,32 @@ def _leaks(config: pytest.Config) -> Iterator[str]:
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Fail a run that leaves a process, a port, a thread or a folder behind."""
-    found = list(_leaks(session.config))
-    session.config.stash[_LEAKS].extend(found)
-    if found and exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED}:
+    config = session.config
+    stash = config.stash
+    if not _is_controller(config):
+        stash[_LEAKS].extend(_leaks(config))
+    output = getattr(config, "workeroutput", None)
+    if output is not None:  # one of several workers: the controller tells
+        output["leaks"] = stash[_LEAKS]
+        output["rows"] = stash[_ROWS]
+        output["left_out"] = {row: dict(why) for row, why in stash[_LEFT_OUT].items()}
+    if stash[_LEAKS] and exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED}:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+# --- several workers ------------------------------------------------------------------------------
+
+
+def _is_controller(config: pytest.Config) -> bool:
+    """Whether this process runs no tests itself: pytest-xdist's workers do."""
+    return not hasattr(config, "workeroutput") and bool(config.getoption("numprocesses", None))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """Take over what a worker found: every one has collected all, and ran a part."""
+    said = getattr(node, "workeroutput", {})
+    stash = node.config.stash
+    stash[_LEAKS].extend(said.get("leaks", ()))
+    stash[_ROWS].update(said.get("rows", {}))
+    stash[_LEFT_OUT].update({row: Counter(why) for row, why in said.get("left_out", {}).items()})

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from typing import Any
 
-__all__ = ["Ticking"]
+from llmspell_dist.agents.manager import Agents
+
+__all__ = ["Ticking", "agents_of"]
 
 
 class Ticking:
@@ -16,3 +19,9 @@ class Ticking:
     def __call__(self) -> datetime:
         self.now += timedelta(seconds=1)
         return self.now
+
+
+def agents_of(spell: Any, leases: Any = None, **options: Any) -> Agents:
+    """Agents of a client, whichever it is, made with options of their own."""
+    made: Agents = type(spell.agents)(spell._driver, leases, **options)
+    return made

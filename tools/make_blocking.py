@@ -9,17 +9,35 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+from blocking_shells import Shells
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = {
     "llmspell_dist/state/manager.py": "llmspell_dist/blocking/_manager.py",
     "llmspell_dist/log.py": "llmspell_dist/blocking/_log.py",
     "llmspell_dist/leases/shell.py": "llmspell_dist/blocking/_leases.py",
+    "llmspell_dist/correlation/service.py": "llmspell_dist/blocking/_correlation.py",
     "llmspell_dist/agents/manager.py": "llmspell_dist/blocking/_agents.py",
     "llmspell_dist/agents/agent.py": "llmspell_dist/blocking/_agent.py",
+    "llmspell_dist/hooks/history.py": "llmspell_dist/blocking/_hook_history.py",
     "llmspell_dist/agents/effect.py": "llmspell_dist/blocking/_effect.py",
 }
+SHELLS = {
+    "llmspell_dist/blocking/_backups.py": (
+        "Backups",
+        {
+            "llmspell_dist/backup/service.py": ("Backups", "BackupStore"),
+            "llmspell_dist/backup/archive/shipper.py": ("Shipper",),
+            "llmspell_dist/backup/schedules.py": ("ScheduledBackups",),
+        },
+    ),
+}
+"""Whose coroutines run in the background: module, what it is about, classes by source."""
+SURFACES = {"StoredBackups": "llmspell_dist/backup/stored.py"}
+"""Where the classes stand that those inherit methods from."""
 NOTICE = "# Written by tools/make_blocking.py from {source}: change that.\n"
 
 RULES = [
@@ -27,6 +45,7 @@ RULES = [
     (r"\bawait ", ""),
     (r"\bAsyncIterator\b", "Iterator"),
     (r"\bAwaitable\[T\]", "T"),
+    (r"\bAwaitable\[None\]", "None"),
     (
         r"AsyncIterator, Awaitable, Callable, Iterable, Mapping",
         "Callable, Iterable, Iterator, Mapping",
@@ -40,6 +59,10 @@ RULES = [
     ),
     (r"\bAsyncDriver\b", "SyncDriver"),
     (
+        r"watch\.service import Watches\n( +from llmspell_dist\.[.\w]+ import OnTrimmed), Watch",
+        r"blocking.watching import Watch, Watches\n\1",
+    ),
+    (
         r"llmspell_dist\.leases\.holding import Lease\b",
         "llmspell_dist.blocking.leases import Lease",
     ),
@@ -51,7 +74,9 @@ RULES = [
         r"(?s)A coroutine function is cancelled at the limit; .*? returns later is dropped\.",
         "A thread cannot be interrupted at the limit; others then see an unknown outcome.",
     ),
+    (r"Correlations, asynchronous", "Correlations, blocking"),
     (r"(once|ended); asynchronous", r"\1; blocking"),
+    (r"told and answered; asynchronous", "told and answered; blocking"),
     (r"shared state by scope and key, asynchronous", "shared state by scope and key, blocking"),
 ]
 """What differs between the two: the words that make a coroutine, and who carries the steps out."""
@@ -97,12 +122,20 @@ def formatted(text: str, name: str) -> str:
     return text
 
 
+def modules() -> Iterator[tuple[str, str]]:
+    """Yield every module of the blocking surface that is written, before it is formatted."""
+    for source, target in SOURCES.items():
+        yield target, translated(source, (ROOT / source).read_text(encoding="utf-8"))
+    for target, (about, classes) in SHELLS.items():
+        notice = "".join(NOTICE.format(source=source) for source in classes)
+        yield target, notice + Shells(ROOT, about, classes, SURFACES).text()
+
+
 def main() -> int:
     """Write the modules, or compare them."""
     stale = []
-    for source, target in SOURCES.items():
-        text = translated(source, (ROOT / source).read_text(encoding="utf-8"))
-        text = formatted(text, target)
+    for target, raw in modules():
+        text = formatted(raw, target)
         path = ROOT / target
         if path.is_file() and path.read_text(encoding="utf-8") == text:
             continue

@@ -5,7 +5,13 @@ from __future__ import annotations
 from benchmarks.harness import Row
 from benchmarks.rows import (
     agents,
+    archive,
+    backup,
+    backup_load,
     big,
+    correlation,
+    events,
+    hooks,
     imports,
     latency,
     leases,
@@ -14,8 +20,12 @@ from benchmarks.rows import (
     noise,
     reads,
     server_time,
+    sidecar,
+    streams,
     sync,
+    telemetry,
     under_load,
+    watch,
     writes,
 )
 
@@ -34,5 +44,15 @@ ROWS: tuple[Row, ...] = (
     *sync.ROWS,
     *leases.ROWS,
     *agents.ROWS,
+    *hooks.ROWS,
+    *watch.ROWS,
+    *correlation.ROWS,
+    *events.ROWS,
+    *backup.ROWS,
+    *backup_load.ROWS,
+    *archive.ROWS,
+    *telemetry.ROWS,
+    *sidecar.ROWS,
+    *streams.ROWS,
     *imports.ROWS,
 )

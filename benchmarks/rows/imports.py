@@ -28,7 +28,7 @@ _ROUNDS = 25
 
 
 async def _measure(bench: Bench) -> Samples:
-    rounds = 3 if bench.quick else _ROUNDS
+    rounds = bench.rounds if bench.quick else _ROUNDS
     # Both sides from compiled modules, as an installed package has them: a checkout, or an
     # environment that forbids to write them, would compile ours anew each time.
     with TemporaryDirectory(prefix="llmspell-import-") as folder:

@@ -143,7 +143,7 @@ async def _workers(server: Server, waiters: int) -> AsyncIterator[list[_Worker]]
 
 
 async def _hand_over(bench: Bench) -> Samples:
-    times = bench.scale(30, 6)
+    times = bench.scale(30, 4)
     longest: list[float] = []
     average: list[float] = []
     async with _workers(bench.server, _EACH) as workers:

@@ -47,7 +47,7 @@ async def _measure(bench: Bench) -> Samples:
         def peer(worker: int, turn: int) -> Awaitable[Any]:
             return plain.hget(HASHES[worker], FIELDS[turn % KEYS])
 
-        reads = bench.scale(_READS, 1_000)
+        reads = bench.scale(_READS, 300)
         blob = bytes(bench.scale(HUGE - 1_024, 500_000))
         arms = []
         for readers in (WORKERS, 1):
@@ -55,7 +55,7 @@ async def _measure(bench: Bench) -> Samples:
             count = reads if readers > 1 else reads // 10
             arms += _arms(name, ours, _our_storm(spell, blob), readers, count)
         arms += _arms("redis-py", peer, _redis_py_storm(plain, blob), WORKERS, reads)
-        return await bench.interleave(arms, rounds=3 if bench.quick else min(bench.rounds, 11))
+        return await bench.interleave(arms, rounds=min(bench.rounds, 11))
 
 
 def _arms(name: str, read: Call, storm: list[Job], readers: int, reads: int) -> list[Arm]:

@@ -95,7 +95,7 @@ class EffectSteps:
                     found[record.key] = seen.as_of_now(self.token) or record
             cursor = page.cursor
             if cursor is None:
-                return sorted(found.values(), key=lambda record: record.claimed_at)
+                return sorted(found.values(), key=lambda record: (record.claimed, record.key))
 
     # --- claiming
 

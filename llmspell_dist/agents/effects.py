@@ -2,8 +2,8 @@
 
 The record lies under ``agent.effect.<key>`` of the agent's scope: a dict with ``layout`` 1,
 ``key``, ``status`` (claimed, committed, failed, unknown), ``result``, ``reason``, ``by`` and
-``token`` (who claimed it), ``limit_ms``, ``attempts``, and once it has ended ``claimed``, when it
-was claimed.
+``token`` (who claimed it), ``limit_ms``, ``attempts``, and once it has ended ``claimed``, the
+revision of its claim: when it was claimed, and in which order.
 
 Who claims it writes the record under compare-and-set and then acts; nobody acts without a claim. A
 claim that was left behind, by a process that died or by an outcome that was not heard, is shown
@@ -34,7 +34,7 @@ from llmspell_dist.agents.errors import (
 from llmspell_dist.agents.layout import EFFECT_PREFIX, quoted
 from llmspell_dist.context import current_context
 from llmspell_dist.errors import CorruptRecordError, InvalidArgumentError, UnsupportedFormatError
-from llmspell_dist.revision import Revision, from_ms
+from llmspell_dist.revision import Revision
 
 __all__ = ["EffectRecord", "EffectStatus", "Seen", "check_limit", "effect_key", "who"]
 
@@ -65,8 +65,8 @@ class EffectRecord:
     claimed_by: str
     token: int | None
     """The fencing token of who claimed it; None: without a lease."""
-    claimed_at: datetime
-    """By the server's clock."""
+    claimed: Revision
+    """The revision of its claim: later claims have higher ones, within one millisecond too."""
     deadline: datetime
     """When the limit is over, by the server's clock."""
     attempts: int
@@ -75,6 +75,11 @@ class EffectRecord:
     reason: str | None = None
     """Why it failed, or why its outcome is unknown."""
     revision: Revision | None = None
+
+    @property
+    def claimed_at(self) -> datetime:
+        """When it was claimed, by the server's clock."""
+        return self.claimed.time
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +155,7 @@ class Seen:
             EffectStatus.UNKNOWN,
             old.claimed_by,
             old.token,
-            old.claimed_at,
+            old.claimed,
             old.deadline,
             old.attempts,
             None,
@@ -207,7 +212,7 @@ def as_settled(
         round(limit.total_seconds() * 1000),
         record.attempts,
     )
-    ended = {"status": status.value, "claimed": record.claimed_at}
+    ended = {"status": status.value, "claimed": str(record.claimed)}
     if status is EffectStatus.COMMITTED:
         return {**claim, **ended, "result": result}
     return {**claim, **ended, "reason": reason}
@@ -223,15 +228,15 @@ def record_from(
         reason = f"effect layout {stored['layout']}, this reads {EFFECT_LAYOUT}"
         raise UnsupportedFormatError(scope, key, reason)
     try:
-        claimed_at = stored.get("claimed") or from_ms(revision.ms)
+        claimed = Revision.parse(stored["claimed"]) if "claimed" in stored else revision
         return EffectRecord(
             agent_id,
             stored["key"],
             EffectStatus(stored["status"]),
             stored["by"],
             stored["token"],
-            claimed_at,
-            claimed_at + timedelta(milliseconds=stored["limit_ms"]),
+            claimed,
+            claimed.time + timedelta(milliseconds=stored["limit_ms"]),
             stored["attempts"],
             stored.get("result"),
             stored.get("reason"),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 from llmspell_dist.agents.errors import IllegalTransitionError
 from llmspell_dist.errors import InvalidArgumentError
@@ -15,6 +15,7 @@ __all__ = [
     "ExecutionState",
     "ExecutionStatus",
     "Transition",
+    "moved",
     "paused",
     "resumed",
     "stopped",
@@ -117,20 +118,59 @@ class ExecutionState:
 
 # --- what is asked of an execution ----------------------------------------------------------------
 
-Transition = Callable[[ExecutionState], ExecutionState]
-"""What makes the next state of the one that is stored, or refuses."""
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """What makes the next state of the one that is stored, or refuses."""
+
+    agent_id: str
+    operation: str
+    """The method that was called."""
+    status: ExecutionStatus | None
+    """Where it is to go; None: back to what was suspended."""
+    reason: str | None = None
+
+    def __call__(self, old: ExecutionState) -> ExecutionState:
+        """Return the next state; `IllegalTransitionError` if it cannot follow."""
+        if self.status is None:
+            return old.resumed(self.reason, agent_id=self.agent_id)
+        return old.to(self.status, self.reason, agent_id=self.agent_id)
+
+    @property
+    def value(self) -> dict[str, str | None]:
+        """What it asks for, as plain data."""
+        status = None if self.status is None else self.status.value
+        return {"status": status, "reason": self.reason}
+
+    def given(self, value: Any) -> Transition:
+        """Return the one that asks for this; only `transition` can be given another status."""
+        if type(value) is not dict or value.keys() != self.value.keys():
+            raise InvalidArgumentError("value", value, "must be a dict of status and reason")
+        reason, status = value["reason"], value["status"]
+        if reason is not None and type(reason) is not str:
+            raise InvalidArgumentError("reason", reason, "must be a str or None")
+        if self.operation == "transition":
+            return replace(self, status=ExecutionStatus.coerce(status), reason=reason)
+        if status != self.status:
+            raise InvalidArgumentError("status", status, f"must stay as it is: {self.operation}")
+        return replace(self, reason=reason)
+
+
+def moved(agent_id: str, status: ExecutionStatus | str, reason: str | None) -> Transition:
+    """Return the transition to a status."""
+    return Transition(agent_id, "transition", ExecutionStatus.coerce(status), reason)
 
 
 def paused(agent_id: str, reason: str | None) -> Transition:
     """Return the transition that suspends."""
-    return lambda old: old.to(_S.SUSPENDED, reason, agent_id=agent_id)
+    return Transition(agent_id, "pause", _S.SUSPENDED, reason)
 
 
 def resumed(agent_id: str, reason: str | None) -> Transition:
     """Return the transition that ends a suspension."""
-    return lambda old: old.resumed(reason, agent_id=agent_id)
+    return Transition(agent_id, "resume", None, reason)
 
 
 def stopped(agent_id: str, reason: str | None) -> Transition:
     """Return the transition that completes."""
-    return lambda old: old.to(_S.COMPLETED, reason, agent_id=agent_id)
+    return Transition(agent_id, "stop", _S.COMPLETED, reason)

@@ -29,8 +29,10 @@ from llmspell_dist.agents.layout import (
 )
 from llmspell_dist.agents.messages import MessageCodec, as_stored
 from llmspell_dist.agents.model import AgentState, Message, check_tool_call
+from llmspell_dist.agents.plain import copied, messages_from, plain_messages
+from llmspell_dist.agents.points import Passing, wanted
 from llmspell_dist.agents.steps import AgentSteps, Transited, agent_scope
-from llmspell_dist.agents.updates import Applied, Update, Updates, checked_names
+from llmspell_dist.agents.updates import Applied, Update, checked_names
 from llmspell_dist.changes import Op
 from llmspell_dist.errors import InvalidArgumentError
 from llmspell_dist.revision import Revision
@@ -63,7 +65,7 @@ class HandleSteps:
         self.agents = agents
         self.agent_id = agent_id
         self.scope = agent_scope(agent_id)
-        self.updates = Updates(agents.core, agents.reads, agents.writes, agents.partial)
+        self.updates = agents.updates()
         self.loaded: AgentState | None = None
         self._loaded_at: Revision | None = None
         self._last: Revision | None = None
@@ -129,6 +131,21 @@ class HandleSteps:
         self._follow(begun, revision, applied, updates, follow)
         return revision
 
+    def _passing(
+        self,
+        operation: str,
+        data: Mapping[str, Any],
+        check: Callable[[dict[str, Any]], None],
+        carry_out: Callable[[dict[str, Any]], Steps[Revision]],
+    ) -> Steps[Revision]:
+        """Carry an update out as hooks want it."""
+        told = Passing(
+            *(self.agents.points, "update", self.agent_id, operation, data),
+            changeable=("value", "remove"),
+            check=check,
+        )
+        return (yield from told.carry_out(carry_out, lambda revision: {"revision": revision}))
+
     def _begin(self, updates: Sequence[Update]) -> _Begun:
         if self.loaded is None:
             return _Begun(None, None, None)
@@ -188,16 +205,65 @@ class HandleSteps:
         self, messages: Sequence[Message], at: datetime | None = None
     ) -> Steps[Revision]:
         """Add messages to the end of the conversation, all in one commit made at a moment."""
+        return (yield from self._add(messages, at))[0]
+
+    def add_message(self, message: Message) -> Steps[Message]:
+        """Add a message to the end of the conversation; as it is stored."""
+        added = (yield from self._add((message,), message.timestamp))[1]
+        return added[-1]
+
+    def _add(
+        self, messages: Sequence[Message], at: datetime | None
+    ) -> Steps[tuple[Revision, Sequence[Message]]]:
         stored = [as_stored(message) for message in messages]
+        if not wanted(self.agents.points, "update"):
+            return (yield from self._append(stored, at)), messages
         if not stored:
-            raise InvalidArgumentError("messages", messages, "must be at least one")
+            raise _no_messages(messages)
+        added = messages
+
+        def check(data: dict[str, Any]) -> None:
+            nonlocal added, stored
+            added = messages_from(data["value"])
+            stored = [as_stored(one) for one in added]
+            self._check_append(stored)
+
+        revision = yield from self._passing(
+            "add_messages",
+            {"value": plain_messages(messages)},
+            check,
+            lambda _: self._append(stored, at),
+        )
+        return revision, added
+
+    def _append(self, stored: list[dict[str, Any]], at: datetime | None) -> Steps[Revision]:
+        if not stored:
+            raise _no_messages(stored)
         if at is None:
             at = self.agents.now()
         updates = [Update(Op.APPEND, CONVERSATION, stored), Update(Op.SET, MODIFIED, at)]
         return (yield from self._update(updates))
 
+    def _check_append(self, stored: list[dict[str, Any]]) -> None:
+        if not stored:
+            raise _no_messages(stored)
+        for each in stored:
+            self.agents.core.values.codec.encode(each)
+
     def messages(self, start: int, stop: int | None) -> Steps[list[Message]]:
         """Return some messages as they are stored now, without reading the others."""
+        if not wanted(self.agents.points, "load"):
+            return (yield from self._messages(start, stop))
+        data = {"start": start, "stop": stop}
+        told = Passing(self.agents.points, "load", self.agent_id, "messages", data)
+        return (
+            yield from told.carry_out(
+                lambda _: self._messages(start, stop),
+                lambda found: {"value": plain_messages(found), "revision": None},
+            )
+        )
+
+    def _messages(self, start: int, stop: int | None) -> Steps[list[Message]]:
         found = yield from self.agents.reads.get_slice(self.scope, CONVERSATION, start, stop)
         codec = MessageCodec(self.agents.core.values.codec, self.scope.text, CONVERSATION)
         return [codec.message(each) for each in found]
@@ -207,6 +273,28 @@ class HandleSteps:
     def record_tool_usage(self, tool: str, duration_ms: float, success: bool) -> Steps[Revision]:
         """Count one call of a tool: increments and one merge, in one commit."""
         check_tool_call(tool, duration_ms, success)
+        if not wanted(self.agents.points, "update"):
+            return (yield from self._count(tool, duration_ms, success))
+        value = {"tool": tool, "duration_ms": duration_ms, "success": success}
+
+        def check(data: dict[str, Any]) -> None:
+            found = data["value"]
+            if type(found) is not dict or found.keys() != value.keys():
+                rule = f"must be a dict of {', '.join(value)}"
+                raise InvalidArgumentError("value", found, rule)
+            check_tool_call(**found)
+            tool_keys(found["tool"])
+
+        return (
+            yield from self._passing(
+                "record_tool_usage",
+                {"value": dict(value)},
+                check,
+                lambda data: self._count(**data["value"]),
+            )
+        )
+
+    def _count(self, tool: str, duration_ms: float, success: bool) -> Steps[Revision]:
         keys = tool_keys(tool)
         at = self.agents.now()
         total = TOOLS_SUCCESSFUL if success else TOOLS_FAILED
@@ -231,11 +319,27 @@ class HandleSteps:
         self, key: str, mapping: Mapping[str, Any], removed: Iterable[str]
     ) -> Steps[Revision]:
         """Set and remove context variables or custom data."""
-        gone = checked_names("remove", removed)
-        if not isinstance(mapping, Mapping) or any(type(name) is not str for name in mapping):
-            raise InvalidArgumentError("mapping", mapping, "must be a mapping whose keys are str")
-        if not mapping and not gone:
-            raise InvalidArgumentError("mapping", mapping, "must set or remove at least one name")
+        gone = _merged(mapping, removed)
+        if not wanted(self.agents.points, "update"):
+            return (yield from self._merge(key, mapping, gone))
+
+        def check(data: dict[str, Any]) -> None:
+            _merged(data["value"], data["remove"])
+            for one in data["value"].values():
+                self.agents.core.values.codec.encode(one)
+
+        return (
+            yield from self._passing(
+                "set_context" if key == CONTEXT else "set_custom",
+                {"value": copied(dict(mapping)), "remove": [*gone]},
+                check,
+                lambda data: self._merge(key, data["value"], tuple(data["remove"])),
+            )
+        )
+
+    def _merge(
+        self, key: str, mapping: Mapping[str, Any], gone: tuple[str, ...]
+    ) -> Steps[Revision]:
         at = self.agents.now()
         updates = [Update(Op.MERGE, key, mapping, gone), Update(Op.SET, MODIFIED, at)]
         return (yield from self._update(updates))
@@ -255,6 +359,9 @@ class HandleSteps:
 
         If that is known it is not read: the commit asks whether it still is so.
         """
+        return (yield from self.agents.moved(change_to, self._transit)).execution
+
+    def _transit(self, change_to: Transition) -> Steps[Transited]:
         before, known = self.loaded, self._known()
         planned = None if known is None else self._next(known, change_to)
         applied = None
@@ -267,7 +374,7 @@ class HandleSteps:
                 if applied is not None:
                     done = Transited(*planned, applied.revision)
             if done is None:
-                done = yield from self.agents.transition(self.agent_id, change_to)
+                done = yield from self.agents.transit(self.agent_id, change_to)
         finally:
             self._in_flight -= 1
         updates = _executed(done.execution, done.at)
@@ -279,7 +386,7 @@ class HandleSteps:
             state.execution = execution
 
         self._follow(_Begun(before, known, own), done.revision, applied, updates, follow)
-        return execution
+        return done
 
     def _next(
         self, known: Snapshot, change_to: Transition
@@ -291,6 +398,20 @@ class HandleSteps:
             return change_to(execution_from(stored)), self.agents.now()
         except IllegalTransitionError:
             return None  # another may have changed it: what is stored decides
+
+
+def _no_messages(messages: Any) -> InvalidArgumentError:
+    return InvalidArgumentError("messages", messages, "must be at least one")
+
+
+def _merged(mapping: Any, removed: Iterable[str]) -> tuple[str, ...]:
+    """Return the names to remove; what cannot be set or removed is refused."""
+    gone = checked_names("remove", removed)
+    if not isinstance(mapping, Mapping) or any(type(name) is not str for name in mapping):
+        raise InvalidArgumentError("mapping", mapping, "must be a mapping whose keys are str")
+    if not mapping and not gone:
+        raise InvalidArgumentError("mapping", mapping, "must set or remove at least one name")
+    return gone
 
 
 def _executed(execution: ExecutionState, at: datetime) -> list[Update]:

@@ -32,13 +32,13 @@ from llmspell_dist.agents.model import AgentMetadata, aware
 from llmspell_dist.agents.steps import agent_scope
 from llmspell_dist.errors import CorruptRecordError, InvalidArgumentError, SpellError
 from llmspell_dist.records import Kind, unpack_head, unpack_record
-from llmspell_dist.redis.commands import Command, ScriptCall
-from llmspell_dist.redis.resp import pack
+from llmspell_dist.redis.commands import ScriptCall
+from llmspell_dist.redis.scripts import load_script
 from llmspell_dist.revision import Revision
 from llmspell_dist.scope import Scope, encode_part
 from llmspell_dist.state.core import field_of
 from llmspell_dist.state.model import Page
-from llmspell_dist.state.scopes import check_page, glob_of
+from llmspell_dist.state.scopes import Stretch, check_page, glob_of, split_cursor
 
 if TYPE_CHECKING:
     from llmspell_dist.state.core import Core
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 __all__ = ["AgentFilter", "AgentSummary", "Listing"]
 
 PAGE_AGENTS: Final = 100
+_BEGINNING: Final = "0"
+"""Where the scan of a shard begins, and what it ends with; else a cursor and who gave it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,12 +171,13 @@ class Listing:
         check_page(None, limit)
         at = self._position(cursor, limit)
         prefix = "agent:" + ("" if wanted.prefix is None else encode_part(wanted.prefix, "prefix"))
-        start, count = at.start.encode(), b"%d" % at.count
-        request = (b"ZSCAN", self.core.keyspace.due(at.shard), start, b"COUNT", count)
-        match = (b"MATCH", glob_of(prefix, None).encode())
-        stop, flat = yield Command(pack(*request, *match), "ZSCAN", bulk=True)
-        end = stop.decode()
-        names = sorted({name.decode() for name in flat[::2]})
+        start, process = split_cursor(None if at.start == _BEGINNING else at.start, at.count)
+        arguments = (start, process, glob_of(prefix, None).encode(), b"%d" % at.count)
+        keys = (self.core.keyspace.due(at.shard),)
+        reply = yield ScriptCall(load_script("scan_set"), keys, arguments, bulk=True)
+        stretch = Stretch.read(reply, start, process)
+        end = stretch.cursor or _BEGINNING
+        names = sorted({name.decode() for name in stretch.found})
         if at.end == end:
             names = [name for name in names if name > at.given]
         looked_at = [Scope.parse(name) for name in names[:limit]]
@@ -187,15 +190,15 @@ class Listing:
         following = None
         if len(names) > limit:
             following = at._replace(end=end, given=names[limit - 1]).text
-        elif end != "0":
+        elif end != _BEGINNING:
             following = _Position(at.shard, end, limit).text
         elif int(at.shard) + 1 < self.core.keyspace.shards:
-            following = _Position(str(int(at.shard) + 1), "0", limit).text
+            following = _Position(str(int(at.shard) + 1), _BEGINNING, limit).text
         return Page(found, following)
 
     def _position(self, cursor: str | None, limit: int) -> _Position:
         if cursor is None:
-            return _Position("0", "0", limit)
+            return _Position("0", _BEGINNING, limit)
         rule = "must be one that a page returned"
         parts = cursor.split(".", 4) if type(cursor) is str else []
         if len(parts) not in (2, 5) or parts[0] not in self.core.shards():
@@ -205,7 +208,7 @@ class Listing:
         shard, start, count, *rest = parts
         try:
             for place in (start, *rest[:1]):
-                check_page(place, limit)
+                split_cursor(None if place == _BEGINNING else place, limit)
             check_page(None, int(count))
         except ValueError:  # also an InvalidArgumentError
             raise InvalidArgumentError("cursor", cursor, rule) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from llmspell_dist.agents.agent import Agent
@@ -25,6 +26,11 @@ from llmspell_dist.errors import InvalidArgumentError
 from llmspell_dist.revision import Revision
 from llmspell_dist.state.driver import AsyncDriver
 from llmspell_dist.state.model import Page
+from llmspell_dist.state.points import NO_POINTS, Points
+
+if TYPE_CHECKING:
+    from llmspell_dist.leases.holding import Lease
+    from llmspell_dist.state.core import Core
 
 __all__ = ["Agent", "Agents", "Effect"]
 
@@ -43,14 +49,16 @@ class Agents:
         driver: AsyncDriver,
         leases: AsyncLeases | None = None,
         *,
+        points: Points = NO_POINTS,
         now: Clock = utc_now,
         new_id: Callable[[], str] = lambda: uuid4().hex,
     ) -> None:
         self._driver = driver
         self._leases = leases
+        self._points = points
         self._now = now
         self._new_id = new_id
-        self._steps = AgentSteps(driver.core, now)
+        self._steps = AgentSteps(driver.core, now, points)
         self._listing = Listing(driver.core, self._steps.reads)
 
     def __repr__(self) -> str:
@@ -136,7 +144,17 @@ class Agents:
 
         `label` is who claims effects, for people; by default the actor of the context.
         """
-        return Agent(self._driver, self._driver.core, agent_id, self._now, label=label)
+        return self._handle(self._driver.core, agent_id, label)
+
+    def _handle(
+        self, core: Core, agent_id: str, label: str | None, lease: Lease | None = None
+    ) -> Agent:
+        return Agent(
+            *(self._driver, core, agent_id, self._now),
+            label=label,
+            lease=lease,
+            points=self._points,
+        )
 
     @asynccontextmanager
     async def run(
@@ -161,9 +179,38 @@ class Agents:
         async with self._leases.acquire(
             scope, name="main", ttl=ttl, wait=wait, label=label
         ) as lease:
-            agent = Agent(self._driver, lease.core, agent_id, self._now, label=label, lease=lease)
+            agent = self._handle(lease.core, agent_id, label, lease)
+            await self._at("BeforeAgentInit", agent, refusable=True)
             await agent._open(create)  # noqa: SLF001 - a handle of ours
-            yield agent
+            await self._at("AfterAgentInit", agent)
+            await self._at("BeforeAgentExecution", agent, refusable=True)
+            try:
+                yield agent
+            except Exception as error:
+                await self._at("AgentError", agent, error=error)
+                raise
+            finally:
+                await self._ended(agent)
+
+    async def _ended(self, agent: Agent) -> None:
+        for point in ("AfterAgentExecution", "BeforeAgentShutdown", "AfterAgentShutdown"):
+            await self._at(point, agent)
+
+    async def _at(
+        self,
+        point: str,
+        agent: Agent,
+        *,
+        error: BaseException | None = None,
+        refusable: bool = False,
+    ) -> None:
+        """Let the hooks of a point run, under the agent's lease."""
+        if self._points.wants(point):
+            data = {"agent_id": agent.agent_id, "token": agent.token}
+            steps = self._points.at(
+                *(point, ("agent", agent.agent_id), data), error=error, refusable=refusable
+            )
+            await self._driver.run(steps)
 
     # --- many agents
 

@@ -9,12 +9,13 @@ Whatever the caller does with it while the commit is on its way, the next save s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from llmspell_dist.agents.conversation import Conversation
 from llmspell_dist.agents.layout import CONVERSATION, MAPS, MODIFIED, PROFILE, parts_of
 from llmspell_dist.agents.messages import MessageCodec, as_stored
+from llmspell_dist.agents.replacing import replaced
 from llmspell_dist.agents.snapshot import Snapshot, encoded_map, encoded_values, map_diff
 from llmspell_dist.changes import Op
 from llmspell_dist.classes import BEHAVIOURS, StateClass
@@ -32,12 +33,13 @@ from llmspell_dist.redis.commits import (
 from llmspell_dist.state.core import field_of
 from llmspell_dist.state.large import INLINE_LIMIT
 from llmspell_dist.state.partial import MAX_ELEMENTS
-from llmspell_dist.state.staging import LOGGED_LIMIT, Staged, adopt, stage
 from llmspell_dist.ttl import KEEP
 
 if TYPE_CHECKING:
     from llmspell_dist.ack import Ack
     from llmspell_dist.agents.model import AgentState, Message
+    from llmspell_dist.agents.replacing import Elements
+    from llmspell_dist.redis.commits import Committed
     from llmspell_dist.revision import Revision
     from llmspell_dist.scope import Scope
     from llmspell_dist.state.core import Core
@@ -87,9 +89,7 @@ class Saving:
         yield from self._values()
         yield from self._maps()
         yield from self._conversation()
-        commit = self.core.commit((self.scope,), [*self._changes.values()], self._conditions())
-        done = yield from self.core.carry_out(commit, self._ack)
-        revision = done.revision
+        revision = (yield from self._commit()).revision
         assert revision is not None  # noqa: S101 - agent.modified is always set
         after = self.after
         after.scope_revision = revision
@@ -101,6 +101,16 @@ class Saving:
                 after.revisions[key] = revision
         self._settle()
         return revision
+
+    def _commit(self) -> Steps[Committed]:
+        commit = self.core.commit((self.scope,), [*self._changes.values()], self._conditions())
+        return (yield from self.core.carry_out(commit, self._ack))
+
+    def _replace(self, key: str, elements: Elements, state_class: StateClass) -> Steps[str]:
+        """Let a list or map have other elements; the name under which they will lie."""
+        done = yield from replaced(self.core, self.scope, key, elements, state_class)
+        self._changes[key], generation = done
+        return generation
 
     def _conditions(self) -> list[Condition]:
         conditions = []
@@ -196,10 +206,7 @@ class Saving:
                     field: encode(value, state_class, name, key)
                     for field, value in zip(wanted, mapping.values(), strict=True)
                 }
-                staged = yield from stage(self.core, self.scope, Kind.MAP, fields)
-                header = b"\xdf" + staged.count.to_bytes(4, "big")
-                flat = [part for pair in fields.items() for part in pair]
-                self._adopt(key, staged, header, flat, state_class)
+                yield from self._replace(key, fields, state_class)
 
     # --- messages
 
@@ -233,7 +240,7 @@ class Saving:
         if appends and size <= _MOST_INLINE and len(added) <= MAX_ELEMENTS:
             field = field_of(self.scope, CONVERSATION)
             one = self.partial.append_change(field, elements, state_class, KEEP)
-            generation = before.generation or one.payload[1 : 1 + one.payload[0]].decode()
+            generation = before.generation or self.partial.generation_of(one)
             self._changes[CONVERSATION] = one
         else:
             if missing:
@@ -242,10 +249,7 @@ class Saving:
             if kept and isinstance(messages, Conversation):
                 earlier = messages.encoded()[:kept]
                 elements = [*self._sealed(earlier, state_class), *elements]
-            staged = yield from stage(self.core, self.scope, Kind.LIST, elements)
-            header = b"\xdd" + staged.count.to_bytes(4, "big")
-            self._adopt(CONVERSATION, staged, header, elements, state_class)
-            generation = staged.generation.decode()
+            generation = yield from self._replace(CONVERSATION, elements, state_class)
         self.after.kinds[CONVERSATION] = Kind.LIST
         self.after.conversation = Head(total, (before.size if kept else 0) + size, generation)
 
@@ -276,26 +280,6 @@ class Saving:
             text = self.scope.scope.text
             return [values.encrypt(element, text, CONVERSATION) for element in elements]
         return elements
-
-    def _adopt(
-        self,
-        key: str,
-        staged: Staged,
-        header: bytes,
-        elements: Sequence[bytes],
-        state_class: StateClass,
-    ) -> None:
-        whole = b"".join((header, *elements))
-        secret = state_class == StateClass.SENSITIVE
-        mode, milliseconds = self.core.expiry(KEEP, state_class)
-        self._changes[key] = adopt(
-            staged,
-            field_of(self.scope, key),
-            state_class=state_class,
-            ttl_mode=mode,
-            ttl_ms=milliseconds,
-            logged=b"" if secret or len(whole) > LOGGED_LIMIT else whole,
-        )
 
     def _settle(self) -> None:
         """Let the state know that it is stored."""

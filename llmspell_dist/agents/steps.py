@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -22,10 +23,14 @@ from llmspell_dist.agents.layout import (
     tool_keys,
 )
 from llmspell_dist.agents.model import AgentState, Clock
+from llmspell_dist.agents.plain import plain_load
+from llmspell_dist.agents.points import Passing, wanted
 from llmspell_dist.agents.reading import AgentReads, Loaded, check_count
 from llmspell_dist.agents.retrying import again_on_conflict
 from llmspell_dist.agents.saving import Saving
+from llmspell_dist.agents.shown import ShownState
 from llmspell_dist.agents.snapshot import Snapshot
+from llmspell_dist.agents.updates import Updates
 from llmspell_dist.changes import Op
 from llmspell_dist.errors import ConflictError, InvalidArgumentError
 from llmspell_dist.redis.commits import ConditionMode, change, condition
@@ -34,6 +39,7 @@ from llmspell_dist.scope import Scope
 from llmspell_dist.state.core import field_of
 from llmspell_dist.state.history import History, moment_of
 from llmspell_dist.state.partial import Partial
+from llmspell_dist.state.points import NO_POINTS, Points
 from llmspell_dist.state.reads import Reads
 from llmspell_dist.state.transactions import TransactionSteps
 from llmspell_dist.state.writes import Writes
@@ -78,9 +84,13 @@ class Transited(NamedTuple):
 class AgentSteps:
     """The operations on agents; built over a fenced core, everything they write is fenced."""
 
-    def __init__(self, core: Core, now: Clock) -> None:
+    points: Points = NO_POINTS
+    """Where hooks are let in."""
+
+    def __init__(self, core: Core, now: Clock, points: Points = NO_POINTS) -> None:
         self.core = core
         self.now = now
+        self.points = points
         self.reads = Reads(core)
         self.writes = Writes(core, self.reads)
         self.partial = Partial(core, self.reads)
@@ -90,19 +100,35 @@ class AgentSteps:
         """Return a transaction that has done nothing yet."""
         return TransactionSteps(self.core, self.reads, self.writes, self.partial)
 
+    def updates(self) -> Updates:
+        """Return what changes an agent by pieces."""
+        return Updates(self.core, self.reads, self.writes, self.partial)
+
     # --- load
 
     def load(self, agent_id: str, tail: int | None) -> Steps[AgentState]:
         """Return an agent's state, with all messages or the last `tail`."""
+        if not wanted(self.points, "load"):
+            return (yield from self.found(agent_id, tail))
+        scope = agent_scope(agent_id)
+        if tail is not None:
+            check_count("tail", tail)
+        name = "load" if tail is None else "load_fast"
+        told = Passing(self.points, "load", scope.id, name, {"tail": tail})
+        return (yield from told.carry_out(lambda _: self.found(agent_id, tail), plain_load))
+
+    def found(self, agent_id: str, tail: int | None) -> Steps[AgentState]:
+        """Return an agent's state past all hooks."""
         scope = agent_scope(agent_id)
         if tail is not None:
             check_count("tail", tail)
         loaded = yield from self.agents.everything(scope, tail)
         if loaded is None:
             raise AgentNotFoundError(agent_id)
-        return self._state(agent_id, loaded)
+        return self.state_of(agent_id, loaded)
 
-    def _state(self, agent_id: str, loaded: Loaded) -> AgentState:
+    def state_of(self, agent_id: str, loaded: Loaded) -> AgentState:
+        """Return the state that was read."""
         snapshot = loaded.snapshot
         state = assembled(agent_id, snapshot.scope, loaded.parts)
         raws = loaded.inline or []
@@ -113,11 +139,28 @@ class AgentSteps:
 
     # --- save
 
-    def save(self, state: AgentState, force: bool) -> Steps[Revision]:
+    def save(self, state: AgentState, force: bool, operation: str = "save") -> Steps[Revision]:
         """Save a state in one commit; refuse to overwrite what it does not know, unless forced."""
         if type(state) is not AgentState:
             raise InvalidArgumentError("state", state, "must be an AgentState")
         state.check()
+        if not wanted(self.points, "save"):
+            return (yield from self._save(state, force))
+        shown = ShownState(state, self.core.values.codec)
+        told = Passing(
+            *(self.points, "save", agent_scope(state.agent_id).id, operation),
+            {"value": shown.value, "missing": shown.missing, "force": force},
+            changeable=("value",),
+            check=lambda data: shown.check(data["value"]),
+        )
+        return (
+            yield from told.carry_out(
+                lambda _: shown.save(lambda one: self._save(one, force)),
+                lambda revision: {"revision": revision},
+            )
+        )
+
+    def _save(self, state: AgentState, force: bool) -> Steps[Revision]:
         scope = agent_scope(state.agent_id)
         if not force:
             return (yield from self._save_known(scope, state))
@@ -165,6 +208,30 @@ class AgentSteps:
 
     def transition(self, agent_id: str, change_to: Transition) -> Steps[Transited]:
         """Let the execution change, judged by what is stored."""
+        agent_scope(agent_id)
+        return (yield from self.moved(change_to, lambda one: self.transit(agent_id, one)))
+
+    def moved(
+        self, change_to: Transition, carry_out: Callable[[Transition], Steps[Transited]]
+    ) -> Steps[Transited]:
+        """Carry a transition out, as hooks want it."""
+        if not wanted(self.points, "update"):
+            return (yield from carry_out(change_to))
+        told = Passing(
+            *(self.points, "update", change_to.agent_id, change_to.operation),
+            {"value": change_to.value},
+            changeable=("value",),
+            check=lambda data: change_to.given(data["value"]),
+        )
+        return (
+            yield from told.carry_out(
+                lambda data: carry_out(change_to.given(data["value"])),
+                lambda done: {"revision": done.revision},
+            )
+        )
+
+    def transit(self, agent_id: str, change_to: Transition) -> Steps[Transited]:
+        """Let the execution change, past all hooks."""
         scope = agent_scope(agent_id)
 
         def judged() -> Steps[Transited]:
@@ -186,6 +253,16 @@ class AgentSteps:
 
     def delete(self, agent_id: str) -> Steps[bool]:
         """Remove everything in the agent's scope in one commit; whether there was an agent."""
+        if not wanted(self.points, "delete"):
+            return (yield from self._delete(agent_id))
+        told = Passing(self.points, "delete", agent_scope(agent_id).id, "delete", {})
+        return (
+            yield from told.carry_out(
+                lambda _: self._delete(agent_id), lambda there: {"result": there}
+            )
+        )
+
+    def _delete(self, agent_id: str) -> Steps[bool]:
         scope = self.core.scope_key(agent_scope(agent_id))
         # Without an agent nothing is removed: the scope may hold somebody's plain state.
         there = condition(ConditionMode.PRESENT, field_of(scope, PROFILE))
@@ -205,13 +282,22 @@ class AgentSteps:
         scope = agent_scope(agent_id)
         if agent_scope(into) == scope:
             raise InvalidArgumentError("into", into, "must be another agent")
-        if at is None:
-            state = yield from self.load(agent_id, None)
+
+        def source() -> Steps[AgentState]:
+            if at is None:
+                return (yield from self.found(agent_id, None))
+            return (yield from self._state_at(agent_id, scope, at))
+
+        if wanted(self.points, "load"):
+            said = at.isoformat() if isinstance(at, datetime) else at
+            data = {"into": into, "at": None if said is None else str(said)}
+            told = Passing(self.points, "load", scope.id, "fork", data)
+            state = yield from told.carry_out(lambda _: source(), plain_load)
         else:
-            state = yield from self._state_at(agent_id, scope, at)
+            state = yield from source()
         state.agent_id = into
         state.stored = None
-        yield from self.save(state, force=False)
+        yield from self.save(state, False, "fork")
         return state
 
     def _state_at(

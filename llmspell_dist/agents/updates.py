@@ -9,7 +9,7 @@ encrypted numbers), a transaction that reads it does the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -34,7 +34,7 @@ from llmspell_dist.ttl import KEEP
 if TYPE_CHECKING:
     from llmspell_dist.agents.snapshot import Snapshot
     from llmspell_dist.classes import StateClass
-    from llmspell_dist.redis.commits import ScopeKey
+    from llmspell_dist.redis.commits import Committed, ScopeKey
     from llmspell_dist.scope import Scope
     from llmspell_dist.state.core import Core
     from llmspell_dist.state.partial import Partial
@@ -104,11 +104,15 @@ class Updates:
             return None
         assert done.revision is not None  # noqa: S101 - something is always set
         begun = {
-            update.key: one.payload[1 : 1 + one.payload[0]].decode()
+            one.key.decode(): one
             for update, one in zip(updates, changes, strict=True)
             if update.op == Op.APPEND and update.key not in known.revisions
         }
-        return Applied(done.revision, begun)
+        return Applied(done.revision, self._generations(done, begun))
+
+    def _generations(self, done: Committed, begun: Mapping[str, Change]) -> dict[str, str]:  # noqa: ARG002
+        """Return where the elements of lists that a commit began lie."""
+        return {key: self.partial.generation_of(one) for key, one in begun.items()}
 
     def apply(self, agent_id: str, scope: Scope, updates: Sequence[Update]) -> Steps[Revision]:
         """Do all of it in one commit; `AgentNotFoundError` without an agent."""
@@ -159,11 +163,15 @@ class Updates:
         gone = self.partial.removals(update.removed)
         return self.partial.merge_change(field, fields, gone, state_class, KEEP)
 
+    def transaction(self) -> TransactionSteps:
+        """Return a transaction that has done nothing yet."""
+        return TransactionSteps(self.core, self.reads, self.writes, self.partial)
+
     def _by_reading(
         self, agent_id: str, scope: Scope, updates: Sequence[Update]
     ) -> Steps[Revision]:
         def attempt() -> Steps[Revision]:
-            transaction = TransactionSteps(self.core, self.reads, self.writes, self.partial)
+            transaction = self.transaction()
             found = yield from transaction.get_many(scope, (PROFILE,))
             if not found:
                 raise AgentNotFoundError(agent_id)

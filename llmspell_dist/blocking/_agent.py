@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from llmspell_dist.agents.effect_steps import EffectSteps
 from llmspell_dist.agents.effects import EffectRecord, check_limit, effect_key, who
@@ -14,6 +14,7 @@ from llmspell_dist.agents.execution import (
     ExecutionState,
     ExecutionStatus,
     Transition,
+    moved,
     paused,
     resumed,
     stopped,
@@ -25,12 +26,16 @@ from llmspell_dist.blocking._effect import Effect
 from llmspell_dist.blocking.driver import SyncDriver
 from llmspell_dist.revision import Revision
 from llmspell_dist.state.core import Core
+from llmspell_dist.state.points import NO_POINTS, Points
 from llmspell_dist.ttl import ttl_ms
 
 if TYPE_CHECKING:
     from llmspell_dist.blocking.leases import Lease
+    from llmspell_dist.state.steps import Steps
 
 __all__ = ["Agent"]
+
+T = TypeVar("T")
 
 Limit = float | timedelta
 Create = AgentState | Callable[[], AgentState] | None
@@ -52,13 +57,15 @@ class Agent:
         *,
         label: str | None = None,
         lease: Lease | None = None,
+        points: Points = NO_POINTS,
     ) -> None:
         self._driver = driver
-        self._steps = HandleSteps(AgentSteps(core, now), agent_id)
+        self._steps = HandleSteps(AgentSteps(core, now, points), agent_id)
         self._effects = EffectSteps(self._steps)
         self._now = now
         self._label = label
         self._lease = lease
+        self._points = points
 
     def __repr__(self) -> str:
         token = self._effects.token
@@ -115,14 +122,13 @@ class Agent:
     def add_message(
         self, role: Role | str, content: Any, *, metadata: dict[str, Any] | None = None
     ) -> Message:
-        """Add a message to the end of the conversation and return it."""
+        """Add a message to the end of the conversation and return it, as it is stored."""
         message = Message(Role.coerce(role), content, self._now(), metadata)
-        self._driver.run(self._steps.add_messages((message,), message.timestamp))
-        return message
+        return self._update(self._steps.add_message(message))
 
     def add_messages(self, *messages: Message) -> Revision:
         """Add several messages in one commit."""
-        return self._driver.run(self._steps.add_messages(messages))
+        return self._update(self._steps.add_messages(messages))
 
     def messages(self, start: int = 0, stop: int | None = None) -> list[Message]:
         """Return messages as ``conversation[start:stop]`` of what is stored now.
@@ -133,7 +139,7 @@ class Agent:
 
     def record_tool_usage(self, tool: str, duration_ms: float, success: bool) -> Revision:
         """Count one call of a tool."""
-        return self._driver.run(self._steps.record_tool_usage(tool, duration_ms, success))
+        return self._update(self._steps.record_tool_usage(tool, duration_ms, success))
 
     def set_context(
         self,
@@ -145,7 +151,7 @@ class Agent:
     ) -> Revision:
         """Set context variables, given as a mapping or by name, and remove others."""
         named = {**(mapping or {}), **variables}
-        return self._driver.run(self._steps.set_context(named, remove))
+        return self._update(self._steps.set_context(named, remove))
 
     def set_custom(
         self,
@@ -157,7 +163,7 @@ class Agent:
     ) -> Revision:
         """Set custom data, given as a mapping or by name, and remove other."""
         named = {**(mapping or {}), **data}
-        return self._driver.run(self._steps.set_custom(named, remove))
+        return self._update(self._steps.set_custom(named, remove))
 
     def transition(
         self, status: ExecutionStatus | str, reason: str | None = None
@@ -166,8 +172,7 @@ class Agent:
 
         `IllegalTransitionError` unless the table of `ExecutionStatus` has it.
         """
-        agent_id = self.agent_id
-        return self._transition(lambda old: old.to(status, reason, agent_id=agent_id))
+        return self._transition(moved(self.agent_id, status, reason))
 
     def pause(self, *, reason: str | None = None) -> ExecutionState:
         """Suspend the execution, as `Agents.pause` does, under this handle's lease."""
@@ -181,8 +186,12 @@ class Agent:
         """End the execution as completed, under this handle's lease."""
         return self._transition(stopped(self.agent_id, reason))
 
+    def _update(self, steps: Steps[T]) -> T:
+        """Carry out a change of what is stored; the state follows changes in their order."""
+        return self._driver.run(steps)
+
     def _transition(self, change_to: Transition) -> ExecutionState:
-        return self._driver.run(self._steps.transition(change_to))
+        return self._update(self._steps.transition(change_to))
 
     # --- effects
 
@@ -214,6 +223,7 @@ class Agent:
             keep=keep,
             failed_on=failed_on,
             retry_failed=retry_failed,
+            points=self._points,
         )
 
     def effects(self) -> list[EffectRecord]:

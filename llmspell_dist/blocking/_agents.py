@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from llmspell_dist.agents.execution import (
@@ -26,6 +27,11 @@ from llmspell_dist.blocking.driver import SyncDriver
 from llmspell_dist.errors import InvalidArgumentError
 from llmspell_dist.revision import Revision
 from llmspell_dist.state.model import Page
+from llmspell_dist.state.points import NO_POINTS, Points
+
+if TYPE_CHECKING:
+    from llmspell_dist.blocking.leases import Lease
+    from llmspell_dist.state.core import Core
 
 __all__ = ["Agent", "Agents", "Effect"]
 
@@ -44,14 +50,16 @@ class Agents:
         driver: SyncDriver,
         leases: BlockingLeases | None = None,
         *,
+        points: Points = NO_POINTS,
         now: Clock = utc_now,
         new_id: Callable[[], str] = lambda: uuid4().hex,
     ) -> None:
         self._driver = driver
         self._leases = leases
+        self._points = points
         self._now = now
         self._new_id = new_id
-        self._steps = AgentSteps(driver.core, now)
+        self._steps = AgentSteps(driver.core, now, points)
         self._listing = Listing(driver.core, self._steps.reads)
 
     def __repr__(self) -> str:
@@ -137,7 +145,17 @@ class Agents:
 
         `label` is who claims effects, for people; by default the actor of the context.
         """
-        return Agent(self._driver, self._driver.core, agent_id, self._now, label=label)
+        return self._handle(self._driver.core, agent_id, label)
+
+    def _handle(
+        self, core: Core, agent_id: str, label: str | None, lease: Lease | None = None
+    ) -> Agent:
+        return Agent(
+            *(self._driver, core, agent_id, self._now),
+            label=label,
+            lease=lease,
+            points=self._points,
+        )
 
     @contextmanager
     def run(
@@ -160,9 +178,38 @@ class Agents:
             raise InvalidArgumentError("leases", None, "must be given to Agents to run an agent")
         scope = agent_scope(agent_id)
         with self._leases.acquire(scope, name="main", ttl=ttl, wait=wait, label=label) as lease:
-            agent = Agent(self._driver, lease.core, agent_id, self._now, label=label, lease=lease)
+            agent = self._handle(lease.core, agent_id, label, lease)
+            self._at("BeforeAgentInit", agent, refusable=True)
             agent._open(create)  # noqa: SLF001 - a handle of ours
-            yield agent
+            self._at("AfterAgentInit", agent)
+            self._at("BeforeAgentExecution", agent, refusable=True)
+            try:
+                yield agent
+            except Exception as error:
+                self._at("AgentError", agent, error=error)
+                raise
+            finally:
+                self._ended(agent)
+
+    def _ended(self, agent: Agent) -> None:
+        for point in ("AfterAgentExecution", "BeforeAgentShutdown", "AfterAgentShutdown"):
+            self._at(point, agent)
+
+    def _at(
+        self,
+        point: str,
+        agent: Agent,
+        *,
+        error: BaseException | None = None,
+        refusable: bool = False,
+    ) -> None:
+        """Let the hooks of a point run, under the agent's lease."""
+        if self._points.wants(point):
+            data = {"agent_id": agent.agent_id, "token": agent.token}
+            steps = self._points.at(
+                *(point, ("agent", agent.agent_id), data), error=error, refusable=refusable
+            )
+            self._driver.run(steps)
 
     # --- many agents
 

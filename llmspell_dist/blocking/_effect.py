@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from threading import Lock
 from types import TracebackType
@@ -25,10 +25,13 @@ from llmspell_dist.errors import (
     SpellError,
     mask_secrets,
 )
+from llmspell_dist.state.interception import Instead
+from llmspell_dist.state.points import NO_POINTS, Points
 
 __all__ = ["Effect"]
 
 Limit = float | timedelta
+_POINTS = ("BeforeToolExecution", "AfterToolExecution", "ToolError")
 
 
 class Effect:
@@ -58,6 +61,7 @@ class Effect:
         keep: Limit | None,
         failed_on: type[BaseException] | tuple[type[BaseException], ...],
         retry_failed: bool,
+        points: Points = NO_POINTS,
     ) -> None:
         self._driver = driver
         self._steps = steps
@@ -66,6 +70,7 @@ class Effect:
         self._keep = keep
         self._failed_on = failed_on
         self._retry_failed = retry_failed
+        self._points = points
         self._entered = Lock()
         self._claim: EffectRecord | None = None
         self._retried: EffectRecord | None = None
@@ -95,6 +100,41 @@ class Effect:
         """
         if not callable(function):
             raise InvalidArgumentError("function", function, "must be callable")
+        if not self._points.wants(*_POINTS):
+            return self._carried_out(function, arguments, named)
+        data: dict[str, Any] = {"tool": self.key, "arguments": arguments, "named": named}
+        data, instead = self._at(_POINTS[0], data, refusable=True, replaceable=True)
+        if instead is not None:
+            return instead.value
+        try:
+            result = self._carried_out(function, data["arguments"], data["named"])
+        except Exception as error:
+            self._at(_POINTS[2], data, error=error)
+            raise
+        data, _ = self._at(_POINTS[1], {**data, "result": result})
+        return data["result"]
+
+    def _at(
+        self,
+        point: str,
+        data: dict[str, Any],
+        *,
+        error: BaseException | None = None,
+        refusable: bool = False,
+        replaceable: bool = False,
+    ) -> tuple[dict[str, Any], Instead | None]:
+        """Let the hooks of a point run; what they cancel is not claimed."""
+        steps = self._points.at(
+            *(point, ("tool", self.key), {**data, "agent_id": self._steps.agent_id}),
+            error=error,
+            refusable=refusable,
+            replaceable=replaceable,
+        )
+        return self._driver.run(steps)
+
+    def _carried_out(
+        self, function: Callable[..., Any], arguments: tuple[Any, ...], named: Mapping[str, Any]
+    ) -> Any:
         try:
             with self:
                 result = self._result

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from llmspell_dist.errors import SpellError
 from llmspell_dist.redis.commits import read_outcome
 from llmspell_dist.redis.durable import AckedOutcome
-from llmspell_dist.state.housekeeping import INTERVAL_S, housekeep
+from llmspell_dist.state.housekeeping import INTERVAL_S, complain, housekeep
+from llmspell_dist.state.interception import NOTHING_SEEN, Interceptor
 from llmspell_dist.state.steps import Call, CommitRequest, Pause
 
 if TYPE_CHECKING:
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from llmspell_dist.redis.groups import Operation
     from llmspell_dist.revision import Revision
     from llmspell_dist.state.core import Core
+    from llmspell_dist.state.interception import FollowedCommit
     from llmspell_dist.state.steps import Request, Steps
 
 __all__ = ["SyncDriver"]
 
 T = TypeVar("T")
-logger = logging.getLogger("llmspell_dist")
 
 
 class SyncDriver:
@@ -33,10 +33,12 @@ class SyncDriver:
     There is no thread of its own for housekeeping: now and then a call does some of it.
     """
 
-    __slots__ = ("_due", "_submit", "connections", "core", "execute")
+    __slots__ = ("_due", "_submit", "connections", "core", "execute", "seen")
 
     def __init__(self, core: Core, connections: BlockingDriver, *, housekeeping: bool) -> None:
         self.core = core
+        self.seen: Interceptor = NOTHING_SEEN
+        """Who wants to know which keys its housekeeping removes."""
         self.connections = connections
         self._submit = connections.submit
         self.execute = connections.execute
@@ -54,8 +56,12 @@ class SyncDriver:
             self._keep_house()
         return self.connections.commit(commit, ack)
 
-    def run(self, steps: Steps[T]) -> T:
-        """Carry an operation out and return its result."""
+    def followed(self, followed: FollowedCommit) -> Any:
+        """Send a commit and return its outcome."""
+        return self.commit(followed.commit)
+
+    def run(self, steps: Steps[T], followed: FollowedCommit | None = None) -> T:  # noqa: ARG002
+        """Carry an operation out and return its result; a thread cannot be cancelled."""
         if time.monotonic() >= self._due:
             self._keep_house()
         go_on, given = steps.send, None
@@ -94,9 +100,9 @@ class SyncDriver:
         """Remove what expired and shorten the log, if it is this process's turn."""
         self._due = time.monotonic() + INTERVAL_S
         try:
-            self.run(housekeep(self.core))
-        except SpellError as error:
-            logger.debug("housekeeping failed, another process may do it: %s", error)
+            self.run(housekeep(self.core, self.seen))
+        except Exception as error:  # noqa: BLE001 - no reason to break a user's call
+            complain(self.core, "housekeeping", error)
 
     def settle(self, operation: Operation) -> Revision | None:
         """Carry an operation of unknown outcome out, unless it was."""

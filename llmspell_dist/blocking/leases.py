@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
-from functools import wraps
+from functools import partial, wraps
 from itertools import count
 from time import monotonic
 from types import TracebackType
@@ -15,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from llmspell_dist.blocking._leases import LeaseShell
 from llmspell_dist.blocking._manager import StateManager
-from llmspell_dist.blocking.background import Background
 from llmspell_dist.errors import LeaseError, LeaseNotHeldError, SpellError
 from llmspell_dist.leases.group import in_order
 from llmspell_dist.leases.held import Held, HeldGroup, note_failed_release
@@ -32,20 +32,22 @@ from llmspell_dist.leases.terms import (
 from llmspell_dist.leases.waiting import Wakes
 from llmspell_dist.leases.wire import read_said
 from llmspell_dist.redis.fork import keep_forever, on_fork
-from llmspell_dist.redis.hub import Hub
-from llmspell_dist.redis.lanes import Lanes
 
 if TYPE_CHECKING:
-    from llmspell_dist.assembly import Assembly
+    from llmspell_dist.blocking.backstage import Backstage
     from llmspell_dist.blocking.driver import SyncDriver
     from llmspell_dist.leases.steps import Claim, LeaseSteps, Target
     from llmspell_dist.leases.terms import Terms
+    from llmspell_dist.redis.commands import ScriptCall
+    from llmspell_dist.redis.lanes import Lanes
     from llmspell_dist.scope import Scope
     from llmspell_dist.state.core import Core
 
 __all__ = ["Lease", "LeaseGroup", "Leases"]
 
 logger = logging.getLogger("llmspell_dist.leases")
+
+_CLOSE_WITHIN_S = 1.0
 
 T = TypeVar("T")
 
@@ -88,8 +90,19 @@ class Lease(Held[StateManager]):
         self._give_back()
 
     def _give_back(self) -> None:
-        self.end()
-        self.send_release()
+        target, token = self.grant.claim.target, self.grant.token
+        try:
+            self._leases.at("lease:before_release", target, token)
+        finally:
+            with self._leases.busy():
+                self.end()
+                self.send_release()
+        self._leases.at("lease:after_release", target, token)
+
+    def mark_lost(self) -> None:
+        """Let `lost` fire, and hooks hear of it."""
+        super().mark_lost()
+        self._leases.tell_lost(self)
 
     def send_release(self) -> None:
         """Ask the server to take it back."""
@@ -138,6 +151,10 @@ class Lease(Held[StateManager]):
 class LeaseGroup(HeldGroup[Lease, StateManager]):
     """Leases that were taken together; a sequence of them. Each is renewed by itself."""
 
+    def __init__(self, leases: Leases, held: list[Lease]) -> None:
+        super().__init__(leases, held)
+        self._leases = leases
+
     def release(self) -> None:
         """Give them all back; the first `LeaseNotHeldError` is raised when all were tried."""
         for lease in self._held:
@@ -150,16 +167,17 @@ class LeaseGroup(HeldGroup[Lease, StateManager]):
         """Give back what is held still, whatever happens to one of them; what went wrong first."""
         held = [lease for lease in reversed(self._held) if not lease.grant.ended]
         failed: SpellError | None = None
-        for lease in held:
-            lease.end()  # nothing renews them from now on, also if this is interrupted
-        for lease in held:
-            try:
-                lease.send_release()
-            except LeaseNotHeldError as gone:
-                lease.turned_out_lost(gone)
-                failed = failed or gone
-            except SpellError as error:
-                failed = failed or error
+        with self._leases.busy():
+            for lease in held:
+                lease.end()  # nothing renews them from now on, also if this is interrupted
+            for lease in held:
+                try:
+                    lease.send_release()
+                except LeaseNotHeldError as gone:
+                    lease.turned_out_lost(gone)
+                    failed = failed or gone
+                except SpellError as error:
+                    failed = failed or error
         return failed
 
     def __enter__(self) -> Self:
@@ -189,34 +207,31 @@ class Leases(LeaseShell):
     background, started by the first lease, renews and waits in line.
     """
 
-    def __init__(self, driver: SyncDriver, assembly: Assembly) -> None:
+    def __init__(
+        self,
+        driver: SyncDriver,
+        backstage: Backstage,
+        state_of: Callable[[Core], StateManager],
+    ) -> None:
         super().__init__(driver)
-        self._assembly = assembly
-        self._background = Background()
+        self._backstage = backstage
+        self.state_of = state_of
         self.execute = driver.execute
         self._begin()
+        backstage.at_end(self._end)
         on_fork(self)
 
     def _begin(self) -> None:
-        assembly = self._assembly
-        # Of the background's event loop; they connect at their first use.
-        self._lanes = Lanes(
-            assembly.resolver,
-            options=assembly.lane_options,
-            scripts=assembly.scripts,
-            clock=assembly.core.clock,
-        )
-        self._hub = Hub(assembly.resolver, options=assembly.lane_options)
-        self._keeper = Keeper(self.steps, self._lanes.execute)
-        self._wakes = Wakes(self.steps, self._hub, self._broken)
-        self._line = Line(self.steps, self._wakes, _LineOwner(self.steps, self._lanes))
+        lanes = self._backstage.lanes
+        self._keeper = Keeper(self.steps, lanes.execute)
+        self._wakes = Wakes(self.steps, self._backstage.hub, self._broken)
+        self._line = Line(self.steps, self._wakes, _LineOwner(self.steps, lanes))
         self._grants: dict[bytes, Grant] = {}
+        self._door = threading.Condition()
+        self._busy = 0
+        """Threads that ask for a lease, wait for one or give one back."""
         self._owners = threading.local()
         self._last_owner = count(1)
-
-    def state_of(self, core: Core) -> StateManager:
-        """Return the shared state over a core."""
-        return StateManager(self._driver.over(core))
 
     # --- taking
 
@@ -306,13 +321,55 @@ class Leases(LeaseShell):
         return decorate
 
     def _take(self, target: Target, terms: Terms) -> Lease:
+        self.at("lease:before_acquire", target, None)
+        lease = self._observed(target, terms)
+        try:
+            self.at("lease:after_acquire", target, lease.token)
+        except BaseException:
+            lease.end()
+            self._abandon(lease.grant.claim)
+            raise
+        return lease
+
+    def _observed(self, target: Target, terms: Terms) -> Lease:
+        began = monotonic()
+        said = {
+            "db.operation.name": "lease.acquire",
+            "llmspell.scope.kind": target.scope.scope.kind.value,
+            "llmspell.lease.name": target.name,
+            "llmspell.lease.mode": terms.mode.value,
+        }
+        with self._driver.core.observer.span("lease.acquire", "client", said):
+            lease = self._taken(target, terms)
+        self.counted.waits.add(monotonic() - began)
+        return lease
+
+    def _taken(self, target: Target, terms: Terms) -> Lease:
         claim = self.steps.claim(target, terms, terms.owner or self._owner())
-        sent_at = monotonic()
+        with self.busy():
+            self._must_be_open()
+            return self._asked(claim)
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """Let `close` wait for what this thread asks for, or gives back."""
+        with self._door:
+            self._busy += 1
+        try:
+            yield
+        finally:
+            with self._door:
+                self._busy -= 1
+                self._door.notify_all()
+
+    def _asked(self, claim: Claim) -> Lease:
+        terms, sent_at = claim.terms, monotonic()
         try:
             reply = self.execute(self.steps.acquire_call(claim, wait=False))
             token = self.steps.read_try(claim, reply, terms.wait_s != 0)
             if token is None:
-                token, sent_at = self._background.run(self._line.wait(claim, sent_at))
+                token, sent_at = self._backstage.run(self._line.wait(claim, sent_at))
+            self._must_be_open()
             grant = Grant(claim, token, sent_at)
             lease = Lease(self, grant)
             self._grants[claim.nonce] = grant
@@ -324,12 +381,17 @@ class Leases(LeaseShell):
             self._grants.pop(claim.nonce, None)
             self._abandon(claim)
             raise
+        self.note(grant, "acquired")
         return lease
+
+    def standing(self) -> tuple[int, int]:
+        """Return how many leases are held now, and how many callers wait in line."""
+        return len(self._grants), len(self._wakes)
 
     def keep(self, grant: Grant) -> None:
         """Renew a grant until it ends."""
-        if not grant.ended and (self._keeper.offer(grant) or not self._background.running):
-            self._background.call(self._keeper.collect)
+        if not grant.ended and (self._keeper.offer(grant) or not self._backstage.running):
+            self._backstage.call(self._keeper.collect)
 
     def _owner(self) -> str:
         owner: str | None = getattr(self._owners, "name", None)
@@ -345,11 +407,31 @@ class Leases(LeaseShell):
         except SpellError as error:
             logger.debug("a lease could not be given back, it ends by itself: %s", error)
 
+    def tell_lost(self, lease: Lease) -> None:
+        """Let hooks hear of a lost lease, in a thread of their own."""
+        grant = lease.grant
+        if self.points.wants("lease:lost"):
+            said = ("lease:lost", grant.claim.target, grant.token, grant.lost_because)
+            lease.call(lambda _: self.at(*said))
+
     # --- the end
 
     def over(self, grant: Grant) -> None:
         """Take note that a grant is over."""
         self._grants.pop(grant.claim.nonce, None)
+
+    def note(self, grant: Grant, what: str, reason: str | None = None) -> None:
+        """Remember what became of a grant with its correlation; in the background."""
+        self.counted.note(what)
+        call = self.steps.note_call(grant.claim, grant.token, what, reason, overtaken=True)
+        if call is not None:
+            self._backstage.call(partial(self._send, call))
+
+    def _send(self, call: ScriptCall) -> None:
+        try:
+            self._backstage.lanes.execute(call).add_done_callback(_note)
+        except SpellError as error:  # closed
+            logger.debug("what became of a lease could not be noted: %s", error)
 
     def _broken(self, nonce: bytes, said: bytes) -> None:
         grant = self._grants.get(nonce)
@@ -360,24 +442,28 @@ class Leases(LeaseShell):
         """In a forked child: what is held is the parent's."""
         for grant in self._grants.values():
             grant.disown()
-        keep_forever(self._keeper, self._wakes, self._lanes, self._hub)
+        keep_forever(self._keeper, self._wakes)
         self.steps.new_client()
         self._begin()
 
     def close(self) -> None:
-        """Release every lease that is still held, and end the background thread."""
+        """Release every lease that is still held; who waits for one leaves its line."""
+        with self._door:
+            self._left_all = True
+        if self._backstage.running:
+            self._backstage.run(self._wakes.dismiss())
+        with self._door:  # what is on its way may be granted still, and is given back then
+            self._door.wait_for(lambda: not self._busy, _CLOSE_WITHIN_S)
         for grant in tuple(self._grants.values()):
             grant.end()
             self.over(grant)
             self._abandon(grant.claim)
-        self._background.close(self._end)
+            self.note(grant, "released")
 
     async def _end(self) -> None:
         await self._wakes.dismiss()
         await self._keeper.close()
         await self._wakes.close()
-        await self._hub.close()
-        await self._lanes.close()
 
 
 class _LineOwner:
@@ -398,4 +484,5 @@ class _LineOwner:
 
 def _note(future: asyncio.Future[Any]) -> None:
     if not future.cancelled() and future.exception() is not None:
-        logger.debug("a lease could not be given back, it ends by itself: %s", future.exception())
+        said = "a lease could not be given back, or noted: it ends by itself: %s"
+        logger.debug(said, future.exception())

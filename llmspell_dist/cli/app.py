@@ -8,15 +8,21 @@ import typer
 
 import llmspell_dist
 from llmspell_dist.cli import (
+    backup_commands,
     doctor_command,
+    event_commands,
+    hook_commands,
     lease_commands,
     list_commands,
     server_commands,
+    sidecar_command,
     stat_command,
     state_commands,
+    timeline_command,
+    watch_command,
 )
 from llmspell_dist.cli.exits import EXIT_CODES, Exit
-from llmspell_dist.cli.settings import Json, Namespace, Quiet, Settings, Url
+from llmspell_dist.cli.settings import Json, Namespace, Quiet, Settings, TokenFile, Url
 
 __all__ = ["app"]
 
@@ -47,6 +53,7 @@ def everything(
     namespace: Namespace = None,
     as_json: Json = False,
     quiet: Quiet = False,
+    token_file: TokenFile = None,
     version: Annotated[
         bool,
         typer.Option("--version", is_eager=True, callback=_version, help="Print the version."),
@@ -54,7 +61,7 @@ def everything(
 ) -> None:
     """Look at and change the state that LLM agent processes share through Redis or Valkey."""
     del version
-    context.obj = Settings(url, namespace, as_json, quiet)
+    context.obj = Settings(url, namespace, as_json, quiet, token_file)
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
         raise typer.Exit(Exit.USAGE)
@@ -62,7 +69,13 @@ def everything(
 
 state_commands.register(app)
 list_commands.register(app)
+watch_command.register(app)
 stat_command.register(app)
 lease_commands.register(app)
+timeline_command.register(app)
+hook_commands.register(app)
+event_commands.register(app)
+backup_commands.register(app)
 doctor_command.register(app)
 server_commands.register(app)
+sidecar_command.register(app)

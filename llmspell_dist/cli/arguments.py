@@ -14,7 +14,7 @@ from llmspell_dist.revision import Revision
 from llmspell_dist.state.history import moment_of
 from llmspell_dist.ttl import KEEP, TTL, ttl_ms
 
-__all__ = ["parse_expected", "parse_moment", "parse_ttl", "read_value"]
+__all__ = ["parse_expected", "parse_moment", "parse_since", "parse_ttl", "read_value"]
 
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 _PART: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|[smhdw])")
@@ -52,6 +52,11 @@ def _usable(ttl: int | timedelta, text: str) -> TTL:
 def parse_expected(text: str) -> Revision | None:
     """Return what ``--expected`` says; ``none``: that there be no value."""
     return None if text == _NONE else _revision("--expected", text, ", or none")
+
+
+def parse_since(text: str | None) -> Revision | None:
+    """Return what ``--since`` says."""
+    return None if text is None else _revision("--since", text)
 
 
 def _revision(option: str, text: str, otherwise: str = "") -> Revision:

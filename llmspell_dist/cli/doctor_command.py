@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -39,21 +39,21 @@ async def doctor(
     It writes into a scratch namespace and removes that again. -q shows problems and warnings only.
     """
     # Imported here: no other command needs it.
-    from llmspell_dist.doctor import CHECKS, Severity, collect, diagnose  # noqa: PLC0415
+    from llmspell_dist.doctor import CHECKS, Severity  # noqa: PLC0415
 
     left_out = ignore or []
     for name in left_out:
         if name not in CHECKS:
             raise InvalidArgumentError("--ignore", name, f"must be one of {', '.join(CHECKS)}")
-    facts = await collect(settings.url, options=settings.options)
-    findings = diagnose(facts, ignore=left_out)
+    found = await (_through_sidecar(settings) if settings.through_sidecar else _seen(settings))
+    findings = [one for one in found.findings if one.check not in left_out]
     worst = max((finding.severity for finding in findings), key=lambda s: s.rank, default=None)
     if settings.as_json:
         settings.output.document(
             {
-                "url": str(parse_url(settings.url or default_url())),
-                "server": {"flavour": facts.flavour, "version": facts.version},
-                "namespace": facts.namespace,
+                "url": found.url,
+                "server": {"flavour": found.flavour, "version": found.version},
+                "namespace": found.namespace,
                 "worst": (worst or Severity.OK).value,
                 "findings": [
                     {
@@ -71,6 +71,43 @@ async def doctor(
     if worst is Severity.PROBLEM:
         return Exit.PROBLEMS
     return Exit.WARNINGS if worst is Severity.WARNING else Exit.OK
+
+
+class _Found(NamedTuple):
+    """What was found, and where."""
+
+    url: str
+    flavour: str
+    version: str
+    namespace: str
+    findings: list[Finding]
+
+
+async def _seen(settings: Settings) -> _Found:
+    """Look at the server."""
+    from llmspell_dist.doctor import collect, diagnose  # noqa: PLC0415
+
+    facts = await collect(settings.url, options=settings.options)
+    url = str(parse_url(settings.url or default_url()))
+    return _Found(url, facts.flavour, facts.version, facts.namespace, diagnose(facts))
+
+
+async def _through_sidecar(settings: Settings) -> _Found:
+    """Have a sidecar look at the server behind it, as its user and from its place."""
+    from llmspell_dist.doctor import Finding, Severity  # noqa: PLC0415
+    from llmspell_dist.remote.operators import Operators  # noqa: PLC0415
+
+    async with settings.connect() as spell:
+        operators = Operators(spell)
+        told = await operators.doctor()
+    findings = [
+        Finding(one["check"], Severity(one["severity"]), one["found"], one["advice"] or "")
+        for one in told["findings"]
+    ]
+    server = told["server"]
+    return _Found(
+        *(operators.server, server["flavour"], server["version"], told["namespace"], findings)
+    )
 
 
 def _show(findings: list[Finding], output: Output) -> None:

@@ -10,6 +10,14 @@ from llmspell_dist.agents.errors import (
     EffectError,
     IllegalTransitionError,
 )
+from llmspell_dist.backup.errors import (
+    BackupError,
+    BackupInProgressError,
+    BackupNeededError,
+    BackupNotFoundError,
+    RestoreRefusedError,
+    TargetError,
+)
 from llmspell_dist.errors import (
     CipherNotConfiguredError,
     ClassChangedError,
@@ -30,6 +38,34 @@ from llmspell_dist.errors import (
     StoreUnavailableError,
     WrongKindError,
 )
+from llmspell_dist.events.errors import (
+    EventError,
+    PublishError,
+    SubscriptionExistsError,
+    SubscriptionNotFoundError,
+)
+from llmspell_dist.hooks.errors import (
+    ExecutionNotFoundError,
+    ReplayError,
+    ScheduleNotFoundError,
+)
+from llmspell_dist.remote.errors import OperationLostError
+from llmspell_dist.security.errors import KeyProviderError, KeyProviderUnavailableError
+from llmspell_dist.sidecar.auth.errors import (
+    AccessFileError,
+    ForbiddenError,
+    UnauthenticatedError,
+    UnsafeBindError,
+)
+from llmspell_dist.sidecar.errors import (
+    BodyError,
+    DrainingError,
+    NotFoundError,
+    RouteNotFoundError,
+    SlowRequestError,
+    TooManyRequestsError,
+)
+from llmspell_dist.watch.errors import WaitTimeoutError
 
 __all__ = ["EXIT_CODES", "Exit", "exit_of"]
 
@@ -48,6 +84,7 @@ class Exit(IntEnum):
     INTERNAL = 70
     INTERRUPTED = 130
     PIPE = 141
+    TERMINATED = 143
 
 
 EXIT_CODES: Final[dict[Exit, str]] = {
@@ -55,18 +92,20 @@ EXIT_CODES: Final[dict[Exit, str]] = {
     Exit.NO: "not found, hidden, not held, or the answer is no",
     Exit.USAGE: "wrong usage or bad input; nothing was sent",
     Exit.CONFLICT: "another writer was first, or a lease stands in the way; nothing was changed",
-    Exit.UNAVAILABLE: "the server cannot be reached or refuses",
-    Exit.DATA: "the data cannot be given: damaged, no history, no cipher",
+    Exit.UNAVAILABLE: "the server, a sidecar or the place of backups is out of reach or refuses",
+    Exit.DATA: "the data cannot be given: damaged, not proved, no history, no cipher, no key",
     Exit.PROBLEMS: "doctor found problems",
     Exit.WARNINGS: "doctor found warnings, no problems",
     Exit.INTERNAL: "a bug in this program",
     Exit.INTERRUPTED: "ended by Ctrl-C",
     Exit.PIPE: "the reader of the output went away",
+    Exit.TERMINATED: "a backup command was ended by SIGTERM",
 }
 """What each code means, as the help and docs/cli.md have it."""
 
 _BY_ERROR: Final[tuple[tuple[type[SpellError], Exit], ...]] = (
     (StoreUnavailableError, Exit.UNAVAILABLE),
+    (WaitTimeoutError, Exit.NO),
     (ConflictError, Exit.CONFLICT),
     (OperationReusedError, Exit.CONFLICT),
     (ClassChangedError, Exit.CONFLICT),
@@ -81,7 +120,33 @@ _BY_ERROR: Final[tuple[tuple[type[SpellError], Exit], ...]] = (
     (HistoryDivergedError, Exit.DATA),
     (CipherNotConfiguredError, Exit.DATA),
     (NamespaceMismatchError, Exit.DATA),
+    (ExecutionNotFoundError, Exit.NO),
+    (ScheduleNotFoundError, Exit.NO),
+    (ReplayError, Exit.DATA),
+    (PublishError, Exit.UNAVAILABLE),
+    (SubscriptionExistsError, Exit.CONFLICT),
+    (SubscriptionNotFoundError, Exit.NO),
+    (EventError, Exit.DATA),
+    (TargetError, Exit.UNAVAILABLE),
+    (BackupNotFoundError, Exit.NO),
+    (BackupInProgressError, Exit.CONFLICT),
+    (BackupNeededError, Exit.CONFLICT),
+    (RestoreRefusedError, Exit.CONFLICT),
+    (BackupError, Exit.DATA),
+    (KeyProviderUnavailableError, Exit.UNAVAILABLE),
+    (KeyProviderError, Exit.DATA),
+    (UnauthenticatedError, Exit.UNAVAILABLE),
+    (ForbiddenError, Exit.UNAVAILABLE),
+    (TooManyRequestsError, Exit.UNAVAILABLE),
+    (DrainingError, Exit.UNAVAILABLE),
+    (SlowRequestError, Exit.UNAVAILABLE),
+    (RouteNotFoundError, Exit.UNAVAILABLE),
+    (OperationLostError, Exit.UNAVAILABLE),
+    (NotFoundError, Exit.NO),
+    (AccessFileError, Exit.USAGE),
+    (UnsafeBindError, Exit.USAGE),
     (InvalidArgumentError, Exit.USAGE),
+    (BodyError, Exit.USAGE),
     (CodecError, Exit.USAGE),
     (LimitError, Exit.USAGE),
     (WrongKindError, Exit.USAGE),

@@ -1,8 +1,4 @@
-"""``lease ls|show|break``: who holds what, who waits for it, and taking it away.
-
-Over the blocking surface: a question on the terminal must not stand in an event loop, where Ctrl-C
-would not end it.
-"""
+"""``lease ls|show|break``: who holds what, who waits for it, and taking it away."""
 
 from __future__ import annotations
 
@@ -42,12 +38,12 @@ from llmspell_dist.cli.state_commands import ScopeArgument
 from llmspell_dist.cli.wording import wrong
 from llmspell_dist.context import context
 from llmspell_dist.errors import LeaseNotHeldError
-from llmspell_dist.leases.steps import MAX_LISTED, MAX_WAITERS_SHOWN
+from llmspell_dist.leases.looking import MAX_LISTED, MAX_WAITERS_SHOWN, ending
 from llmspell_dist.leases.terms import DEFAULT_NAME
 
 if TYPE_CHECKING:
-    from llmspell_dist.blocking import Spell
-    from llmspell_dist.leases.model import LeaseHolder, LeaseInfo
+    from llmspell_dist.client import Spell
+    from llmspell_dist.leases.model import LeaseHolder, LeaseInfo, WaitEdge
 
 __all__ = ["register"]
 
@@ -64,17 +60,10 @@ def register(app: typer.Typer) -> None:
     command(group, "break")(break_)
 
 
-def _connect(settings: Settings) -> Spell:
-    # Imported here: no other command needs it.
-    from llmspell_dist.blocking import connect  # noqa: PLC0415
-
-    return connect(settings.url, options=settings.options)
-
-
 # --- ls -------------------------------------------------------------------------------------------
 
 
-def ls(
+async def ls(
     settings: Settings,
     *,
     limit: Annotated[
@@ -86,11 +75,13 @@ def ls(
     In the order in which they end. A lease that several hold (shared) has a row for each.
     """
     output = settings.output
-    with _connect(settings) as spell:
-        leases, shards = spell.leases, spell.leases.steps.core.shards()
-        found = [info for shard in shards for info in leases.list(shard=shard, limit=limit)]
-        deadlocks = [cycle for shard in shards for cycle in leases.graph(shard=shard).deadlocks]
-    found.sort(key=_ends)  # each shard's are in order already
+    found: list[LeaseInfo] = []
+    deadlocks: list[tuple[WaitEdge, ...]] = []
+    async with settings.connect() as spell:
+        for shard in spell.leases.steps.core.shards():
+            found += await spell.leases.list(shard=shard, limit=limit)
+            deadlocks += (await spell.leases.graph(shard=shard)).deadlocks
+    found.sort(key=ending)  # each shard's are in order already
     shown, more = found[:limit], len(found) >= limit
     if settings.as_json:
         output.document(
@@ -112,14 +103,10 @@ def ls(
     return Exit.OK
 
 
-def _ends(info: LeaseInfo) -> float:
-    return min((holder.expires.timestamp() for holder in info.holders), default=0.0)
-
-
 # --- show -----------------------------------------------------------------------------------------
 
 
-def show(
+async def show(
     settings: Settings,
     scope: ScopeArgument,
     *,
@@ -136,11 +123,10 @@ def show(
     Also which lease the scope demands of its writers, and the highest fencing token that it has
     seen.
     """
-    with _connect(settings) as spell:
-        leases = spell.leases
-        info = leases.show(scope, name=name, waiters=waiters)
-        required = leases.requirement(scope)
-        fence = spell.state.stat(scope).fence
+    async with settings.connect() as spell:
+        info = await spell.leases.show(scope, name=name, waiters=waiters)
+        required = await spell.leases.requirement(scope)
+        fence = (await spell.state.stat(scope)).fence
     if settings.as_json:
         lists = {
             "waiters": [waiter_document(waiter, info.time) for waiter in info.waiters],
@@ -186,15 +172,17 @@ def break_(
     _check_reason(reason)
     if not yes and not sys.stdin.isatty():
         raise wrong("--yes", "must be given where nobody can be asked")
-    with _connect(settings) as spell:
-        info = spell.leases.show(scope, name=name, waiters=0)
+    with settings.in_turns() as (run, spell):
+        info = run(spell.leases.show(scope, name=name, waiters=0))
         meant = [holder for holder in info.holders if token in (None, holder.token)]
         if not meant:
             why = "nobody holds it" if token is None else f"nobody holds it with token {token}"
             current = info.holders[0] if info.holders else None
             raise LeaseNotHeldError(info.scope, info.name, "break it", why, current=current)
         agreed = yes or _agreed(info, meant)
-        broken = _break(spell, info, meant, reason) if agreed else []
+        broken: list[tuple[LeaseHolder, str]] = []
+        if agreed:
+            broken = run(_break(spell, info, meant, reason))
     if settings.as_json:
         settings.output.document(
             {
@@ -231,7 +219,7 @@ def _agreed(info: LeaseInfo, meant: Sequence[LeaseHolder]) -> bool:
     return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
 
-def _break(
+async def _break(
     spell: Spell, info: LeaseInfo, meant: Sequence[LeaseHolder], reason: str
 ) -> list[tuple[LeaseHolder, str]]:
     """Break it by token: whoever got it while somebody was asked is not hit."""
@@ -240,7 +228,7 @@ def _break(
     with context(actor=_actor()):
         for holder in meant:
             try:
-                revision = spell.leases.break_lease(
+                revision = await spell.leases.break_lease(
                     info.scope, name=info.name, reason=reason, token=holder.token
                 )
             except LeaseNotHeldError as error:

@@ -37,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     from llmspell_dist.cli.exits import Exit, exit_of  # noqa: PLC0415
+    from llmspell_dist.cli.hints import hint_of  # noqa: PLC0415
     from llmspell_dist.cli.wording import described  # noqa: PLC0415
     from llmspell_dist.errors import SpellError  # noqa: PLC0415
 
@@ -54,6 +55,10 @@ def _run(words: list[str]) -> int:
         raise
     except SpellError as error:
         message, facts = described(error, options)
+        hint = hint_of(error)
+        if hint is not None:
+            facts = {**facts, "hint": hint}
+            message = f"{message} ({hint})"
         return _fail(exit_of(error), error.code, message, facts, as_json=as_json)
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and error.name in {"typer", "rich", "click"}:

@@ -78,6 +78,11 @@ class Output:
         if not self.quiet:
             print(printable(text))
 
+    def lines(self, texts: Iterable[str]) -> None:
+        """Print lines of any length, which nobody wraps."""
+        for text in texts:
+            print(printable(text))
+
     def value(self, shown: Any) -> None:
         """Print a value in JSON notation; indented and coloured on a terminal."""
         if not self.terminal:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Final
 
-from llmspell_dist.cli.jsonable import to_json
 from llmspell_dist.cli.output import Output
+from llmspell_dist.jsonable import to_json
 from llmspell_dist.state.model import Change, Record
 
 __all__ = ["CHANGE_COLUMNS", "change_document", "change_row", "record_document", "shorten_cell"]

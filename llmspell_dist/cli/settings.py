@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any, Final, get_type_hints
 
 import typer
@@ -14,7 +16,7 @@ import typer
 from llmspell_dist.cli.exits import Exit
 from llmspell_dist.cli.output import Output
 from llmspell_dist.client import connect
-from llmspell_dist.config import Options, default_namespace
+from llmspell_dist.config import Options, default_url, names_sidecar
 
 __all__ = ["GLOBALS", "Settings", "command", "command_group"]
 
@@ -24,8 +26,8 @@ Url = Annotated[
     typer.Option(
         "--url",
         metavar="URL",
-        help="Server: redis:// rediss:// unix:// embedded:// (default: LLMSPELL_URL, "
-        "else redis://127.0.0.1:6379/0).",
+        help="Server: redis:// rediss:// unix:// embedded://, or a sidecar: http:// https:// "
+        "http+unix:// (default: LLMSPELL_URL, else redis://127.0.0.1:6379/0).",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -35,6 +37,16 @@ Namespace = Annotated[
         "--namespace",
         metavar="NAME",
         help="Namespace (default: LLMSPELL_NAMESPACE, else llmspell).",
+        rich_help_panel=_PANEL,
+    ),
+]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--token-file",
+        metavar="FILE",
+        help="What is shown to a sidecar stands in it (default: LLMSPELL_TOKEN, else the file "
+        "LLMSPELL_TOKEN_FILE).",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -51,6 +63,7 @@ GLOBALS: Final[dict[str, tuple[Any, Any]]] = {
     "namespace": (Namespace, None),
     "as_json": (Json, False),
     "quiet": (Quiet, False),
+    "token_file": (TokenFile, None),
 }
 """Parameter name: annotation and default."""
 
@@ -67,9 +80,16 @@ class Settings:
     namespace: str | None = None
     as_json: bool = False
     quiet: bool = False
+    token_file: Path | None = None
 
     def with_more(
-        self, *, url: str | None, namespace: str | None, as_json: bool, quiet: bool
+        self,
+        *,
+        url: str | None,
+        namespace: str | None,
+        as_json: bool,
+        quiet: bool,
+        token_file: Path | None,
     ) -> Settings:
         """Return these settings with those given after the command's name, which go before."""
         return replace(
@@ -78,6 +98,7 @@ class Settings:
             namespace=self.namespace if namespace is None else namespace,
             as_json=self.as_json or as_json,
             quiet=self.quiet or quiet,
+            token_file=self.token_file if token_file is None else token_file,
         )
 
     @property
@@ -88,16 +109,46 @@ class Settings:
     @property
     def options(self) -> Options:
         """The options of the client."""
-        namespace = default_namespace() if self.namespace is None else self.namespace
         # The fleet's own clients keep house. This one does not know their retention, and would
         # shorten the log to the default one.
-        return Options(namespace=namespace, housekeeping=False, retry_budget=PATIENCE_S)
+        return Options(namespace=self.namespace, housekeeping=False, retry_budget=PATIENCE_S)
 
-    def connect(self) -> Any:
-        """Return the client, for ``async with``."""
-        return connect(self.url, options=self.options)
+    @property
+    def through_sidecar(self) -> bool:
+        """Whether the server is a sidecar."""
+        url = default_url() if self.url is None else self.url
+        return names_sidecar(url)
+
+    def connect(self, *, patient: bool = False) -> Any:
+        """Return the client, for ``async with``.
+
+        `patient`: what it does takes long, so an outage is waited for as programs do.
+        """
+        options = self.options
+        if patient:
+            options = replace(options, retry_budget=Options().retry_budget)
+        return connect(self.url, options=options, token=self.token_file)
+
+    @contextmanager
+    def in_turns(self) -> Iterator[tuple[Run, Any]]:
+        """Give what runs a coroutine, and the open client, for one request after the other.
+
+        Between them no event loop runs: a question on the terminal may stand there, and Ctrl-C
+        ends it.
+        """
+        with asyncio.Runner() as runner:
+            spell = runner.run(self._opened())
+            try:
+                yield runner.run, spell
+            finally:
+                runner.run(spell.close())
+
+    async def _opened(self) -> Any:
+        return await self.connect()
 
 
+Run = Callable[[Coroutine[Any, Any, Any]], Any]
+"""Runs a coroutine to its end and returns its result."""
 Body = Callable[..., Exit | Coroutine[Any, Any, Exit]]
 
 

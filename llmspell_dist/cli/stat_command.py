@@ -51,6 +51,8 @@ async def _of_scope(settings: Settings, scope: str) -> dict[str, Any]:
 
 
 async def _of_namespace(settings: Settings) -> dict[str, Any]:
+    if settings.through_sidecar:
+        return await _told_by_sidecar(settings)
     # Not through a client: looking at a namespace that does not exist would make it.
     from llmspell_dist.doctor.server import open_server  # noqa: PLC0415
 
@@ -72,6 +74,31 @@ async def _of_namespace(settings: Settings) -> dict[str, Any]:
             "scopes": await _scopes(server),
             "log": [await _log(server, stat) for stat in logs],
         }
+
+
+async def _told_by_sidecar(settings: Settings) -> dict[str, Any]:
+    """Return the same as a sidecar tells it, which does not say how many bytes there are."""
+    from llmspell_dist.remote.operators import Operators  # noqa: PLC0415
+
+    async with settings.connect() as spell:
+        told = await Operators(spell).stat()
+    info = told["server"] or {}
+    said = ("address", "flavour", "version", "role", "replicas", "protocol", "used_memory")
+    return {
+        "server": {name: info.get(name) for name in said},
+        "namespace": told["namespace"],
+        "scopes": told["scopes"],
+        "log": [
+            {
+                **{name: one[name] for name in ("shard", "entries", "floor", "last")},
+                "bytes": None,
+                "bytes_per_entry": None,
+                "holds": one["holds"],
+                "broken_holds": one["broken"],
+            }
+            for one in told["log"]
+        ],
+    }
 
 
 async def _scopes(server: Server) -> int:

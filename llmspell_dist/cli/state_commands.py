@@ -12,11 +12,11 @@ import typer
 from llmspell_dist.classes import StateClass
 from llmspell_dist.cli.arguments import parse_expected, parse_moment, parse_ttl, read_value
 from llmspell_dist.cli.exits import Exit
-from llmspell_dist.cli.jsonable import to_json
 from llmspell_dist.cli.records import CHANGE_COLUMNS, change_document, change_row, record_document
 from llmspell_dist.cli.settings import Settings, command
 from llmspell_dist.cli.wording import wrong
 from llmspell_dist.errors import CipherNotConfiguredError
+from llmspell_dist.jsonable import to_json
 from llmspell_dist.revision import Revision
 from llmspell_dist.state.history import moment_of
 from llmspell_dist.state.manager import StateManager

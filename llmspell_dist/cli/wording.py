@@ -7,25 +7,47 @@ from typing import Any, Final
 
 from llmspell_dist.config import NAMESPACE_VARIABLE, URL_VARIABLE
 from llmspell_dist.errors import InvalidArgumentError, SpellError
+from llmspell_dist.watch.errors import WatchTrimmedError
 
-__all__ = ["described", "spoken", "wrong"]
+__all__ = ["counted", "described", "renamed", "spoken", "wrong"]
 
 _TYPED: Final = {
+    "at": "--at",
+    "backup_id": "ID",
     "binary": "--binary",
+    "compression": "--compression",
+    "correlation_id": "ID",
+    "cron": "--cron",
+    "full_every": "--full-every",
     "expected": "--expected",
     "folder": "--folder",
+    "grace": "--grace",
+    "importance": "--importance",
+    "include": "--include",
+    "into": "--into",
     "key": "KEY",
     "keys": "KEY...",
     "kind": "--kind",
+    "level": "--level",
     "limit": "--limit",
+    "mode": "--mode",
     "match": "--match",
     "name": "--name",
+    "parent": "--parent",
+    "pattern": "PATTERN",
+    "policy": "--policy",
     "prefix": "--prefix",
     "reason": "--reason",
+    "retention": "--policy",
+    "sample": "--sample",
     "scope": "SCOPE",
+    "scopes": "--scope",
     "state_class": "--class",
+    "tags": "--tag",
+    "timeline": "--timeline",
     "token": "--token",
     "ttl": "--ttl",
+    "type": "--type",
     "value": "VALUE",
     "waiters": "--waiters",
 }
@@ -43,9 +65,18 @@ def wrong(argument: str, rule: str) -> InvalidArgumentError:
     return error
 
 
+def renamed(error: InvalidArgumentError, argument: str) -> InvalidArgumentError:
+    """Return an error about an argument under the name that was typed; its value stays."""
+    error.argument = argument
+    error.args = (f"{argument} {error.rule}, got {error.value}",)
+    return error
+
+
 def described(error: SpellError, words: Sequence[str]) -> tuple[str, dict[str, Any]]:
     """Return message and facts of an error, for whoever typed `words`."""
     facts = error.facts
+    if isinstance(error, WatchTrimmedError):
+        return str(error).replace('watch with on_trimmed="snapshot"', "use --snapshot"), facts
     if not isinstance(error, InvalidArgumentError):
         return str(error), facts
     name = _TYPED.get(error.argument)
@@ -57,6 +88,11 @@ def described(error: SpellError, words: Sequence[str]) -> tuple[str, dict[str, A
     if name is None:
         return str(error), facts
     return f"{name} {error.rule}, got {error.value}", facts | {"argument": name}
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """Return a number with what is counted: 1 key, 2 keys."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
 def spoken(seconds: float) -> str:

@@ -47,6 +47,7 @@ _OPTIONAL: Final = (
     _need("INFO server", "knowing the server's version and replicas", essential=False),
     _need("CLIENT ID", "ending what a lost connection left behind", essential=False),
     _need("CLIENT KILL ID 0", "ending what a lost connection left behind", essential=False),
+    _need("CLIENT LIST", "a sidecar that tells who is connected", essential=False),
     _need("CLIENT SETNAME llmspell-doctor", "being listed by name", essential=False),
     _need("WAIT 0 1", "waiting for replicas (state class Critical)", essential=False),
     _need("WAITAOF 0 0 1", "waiting for the disk (state class Critical)", essential=False),
@@ -54,6 +55,36 @@ _OPTIONAL: Final = (
     _need("SUBSCRIBE CHANNEL", "waiting for a lease", essential=False),
     _need("UNSUBSCRIBE CHANNEL", "waiting for a lease", essential=False),
     _need("PUBSUB NUMSUB CHANNEL", "telling waiters that are gone", essential=False),
+    _need("PSUBSCRIBE CHANNEL", "hearing events live", essential=False),
+    _need("PUNSUBSCRIBE CHANNEL", "hearing events live", essential=False),
+    *(
+        _need(words, "durable events", essential=False)
+        for words in (
+            "XGROUP DESTROY NONE g",
+            "XREADGROUP GROUP g c STREAMS NONE >",
+            "XACK NONE g 0-1",
+            "XCLAIM NONE g c 0 0-1",
+            "XPENDING NONE g",
+            "XINFO GROUPS NONE",
+            "XDEL NONE 0-1",
+            "GET KEY",
+            "SET KEY v NX XX",
+        )
+    ),
+    *(
+        _need(words, "correlations and recorded hooks", essential=False)
+        for words in (
+            "LTRIM NONE 0 0",
+            "LINDEX NONE -1",
+            "ZREMRANGEBYSCORE NONE 0 1",
+            "ZREVRANGEBYSCORE NONE 1 0",
+            "ZRANGEBYLEX NONE - +",
+            "ZREVRANGEBYLEX NONE + -",
+            "ZLEXCOUNT NONE - +",
+        )
+    ),
+    _need("HKEYS NONE", "backups that hold events", essential=False),
+    _need("TYPE NONE", "backups that hold events", essential=False),
     _need("CONFIG GET maxmemory", "this diagnosis", essential=False),
     _need("MEMORY USAGE NONE", "`stat`: bytes per log entry", essential=False),
 )
@@ -106,7 +137,7 @@ NEEDS: Final = (
     *_OPTIONAL,
 )
 
-UNTRIED: Final = frozenset({"subscribe", "unsubscribe"})
+UNTRIED: Final = frozenset({"subscribe", "unsubscribe", "psubscribe", "punsubscribe"})
 """What cannot be tried on a connection that is used for more; ``ACL DRYRUN`` tells."""
 WRITES: Final = frozenset({"hsetnx", "rpush", "sadd"})
 """What leaves a key behind when it is tried out; removing that needs UNLINK."""

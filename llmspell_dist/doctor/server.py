@@ -15,6 +15,7 @@ from llmspell_dist.errors import SpellError, StoreUnavailableError
 from llmspell_dist.keys import MAX_SHARDS, KeySpace
 from llmspell_dist.log import LogStat, LogSteps
 from llmspell_dist.redis.lanes import Lanes
+from llmspell_dist.redis.replies import is_refusal
 from llmspell_dist.redis.resp import pack
 from llmspell_dist.retention import Retention
 from llmspell_dist.state.driver import AsyncDriver
@@ -46,10 +47,12 @@ class Server:
         return self.assembly.core.keyspace
 
     async def ask(self, *words: str | bytes | int) -> Any:
-        """Return the reply to one request; None if the server refuses it."""
+        """Return the reply to one request; None if the server refuses it, not if it is away."""
         try:
             return await self.lanes.submit(pack(*words))
-        except StoreUnavailableError:
+        except StoreUnavailableError as error:
+            if not is_refusal(error):
+                raise
             return None
 
     async def said(self, *words: str) -> str:
@@ -57,6 +60,8 @@ class Server:
         try:
             reply = await self.lanes.submit(pack(*words))
         except StoreUnavailableError as error:
+            if not is_refusal(error):
+                raise
             return error.said
         return reply.decode("utf-8", "replace") if isinstance(reply, bytes) else ""
 
@@ -104,7 +109,9 @@ class Server:
         driver = AsyncDriver(core, self.lanes)
         try:
             return tuple([await driver.run(steps.stat(shard)) for shard in core.shards()])
-        except (SpellError, AttributeError, ValueError):
+        except (SpellError, AttributeError, ValueError) as error:
+            if isinstance(error, StoreUnavailableError) and not is_refusal(error):
+                raise
             return None  # no right, or the key holds something else
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from llmspell_dist.errors import LeaseLostError, LeaseNotHeldError, SpellError
 from llmspell_dist.leases.model import LeaseMode
-from llmspell_dist.leases.steps import not_held, why_not
+from llmspell_dist.leases.steps import BROKEN, not_held, why_not
 from llmspell_dist.leases.terms import check_ttl
 
 if TYPE_CHECKING:
@@ -53,6 +53,9 @@ class LeaseDesk(Protocol[S_co]):
 
     def over(self, grant: Grant) -> None:
         """Take note that a grant is over."""
+
+    def note(self, grant: Grant, what: str, reason: str | None = None) -> None:
+        """Remember what became of a grant with its correlation, without waiting for that."""
 
 
 class Held(Generic[S]):
@@ -169,6 +172,7 @@ class Held(Generic[S]):
         """Take the answer to a release."""
         if reply[0] == 0:
             raise not_held(self.grant.claim, "release it", reply, self.grant.token)
+        self._desk.note(self.grant, "released")
 
     def end(self) -> None:
         """Nothing renews it any more."""
@@ -202,6 +206,9 @@ class Held(Generic[S]):
         self._signal.reason = self.grant.lost_because
         self._signal.set()
         self._desk.over(self.grant)
+        because = self.grant.lost_because
+        what = "broken" if because.startswith(BROKEN) else "lost"
+        self._desk.note(self.grant, what, because)
 
     def _lose(self) -> None:
         self.mark_lost()

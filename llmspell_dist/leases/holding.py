@@ -67,8 +67,24 @@ class Lease(Held[StateManager]):
         await self._give_back()
 
     async def _give_back(self) -> None:
+        target, token = self.grant.claim.target, self.grant.token
+        if self._leases.points.wants("lease:before_release", "lease:after_release"):
+            try:
+                await self._leases.at("lease:before_release", target, token)
+            finally:
+                await self._given_back()
+            await self._leases.at("lease:after_release", target, token)
+        else:
+            await self._given_back()
+
+    async def _given_back(self) -> None:
         self.end()
         self.released(await self._leases.give_back(self.grant.claim, self.grant.token))
+
+    def mark_lost(self) -> None:
+        """Let `lost` fire, and hooks hear of it."""
+        super().mark_lost()
+        self._leases.tell_lost(self)
 
     # --- as a context manager
 

@@ -2,33 +2,49 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
+from dataclasses import astuple
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 import msgpack
 
 from llmspell_dist.changes import Op
-from llmspell_dist.errors import InvalidArgumentError, LeaseNotHeldError
+from llmspell_dist.context import get_context
+from llmspell_dist.correlated import KIND_LEASE, LeaseEvent, pack_lease_event
+from llmspell_dist.errors import InvalidArgumentError, LeaseNotHeldError, SpellError
 from llmspell_dist.leases.model import LeaseInfo, WaitEdge, WaitGraph
 from llmspell_dist.leases.terms import DEFAULT_NAME, check_name, check_reason
 from llmspell_dist.leases.wire import NONCE_BYTES, pack_said
-from llmspell_dist.records import DEMANDS_LEASE, unpack_meta
+from llmspell_dist.records import DEMANDS_LEASE, META_FIELD, unpack_meta
 from llmspell_dist.redis.commands import Command, ScriptCall
 from llmspell_dist.redis.commits import change
 from llmspell_dist.redis.resp import pack
 from llmspell_dist.redis.scripts import load_script
 from llmspell_dist.revision import Revision
 from llmspell_dist.scope import Scope, decode_part
+from llmspell_dist.state.correlated import note_call
+from llmspell_dist.state.scopes import Stretch, split_cursor
 
 if TYPE_CHECKING:
+    from llmspell_dist.leases.model import LeaseHolder
     from llmspell_dist.leases.steps import LeaseSteps, Target
     from llmspell_dist.state.core import Core
     from llmspell_dist.state.steps import Steps
 
-__all__ = ["LeaseViews"]
+__all__ = ["LeaseViews", "ending"]
 
 MAX_WAITERS_SHOWN: Final = 1000
 MAX_LISTED: Final = 1000
 _REGISTRY_PAGE: Final = 500
+_NOT_HELD: Final = datetime.min.replace(tzinfo=UTC)
+
+
+def ending(info: LeaseInfo) -> tuple[datetime, str, str]:
+    """Return what sorts leases by their end; first those that nobody holds, at last by name."""
+    ends = min((holder.expires for holder in info.holders), default=_NOT_HELD)
+    return ends, info.scope, info.name
 
 
 class LeaseViews:
@@ -51,7 +67,7 @@ class LeaseViews:
     def requirement(self, scope: str | Scope) -> Steps[str | None]:
         """Return the name of the lease that every write of a scope must carry; None: none."""
         scope_key = self.core.scope_key(scope)
-        raw = yield Command(pack(b"HGET", scope_key.hash, b"$$"), "HGET")
+        raw = yield Command(pack(b"HGET", scope_key.hash, META_FIELD), "HGET")
         meta = unpack_meta(raw, scope_key.scope.text)
         if not meta.flags & DEMANDS_LEASE:
             return None
@@ -63,11 +79,12 @@ class LeaseViews:
             raise InvalidArgumentError("limit", limit, f"must be an int from 1 to {MAX_LISTED:,}")
         registry = self.core.keyspace.leases(shard)
         found: dict[bytes, LeaseInfo] = {}
-        cursor = b"0"
+        cursor: str | None = None
         while True:  # the registry has the leases that ended, too, until they are forgotten
-            request = pack(b"ZSCAN", registry, cursor, b"COUNT", _REGISTRY_PAGE)
-            cursor, flat = yield Command(request, "ZSCAN", bulk=True)
-            keys = flat[::2]
+            start, process = split_cursor(cursor, _REGISTRY_PAGE)
+            arguments = (start, process, b"", b"%d" % _REGISTRY_PAGE)
+            reply = yield ScriptCall(load_script("scan_set"), (registry,), arguments, bulk=True)
+            keys, cursor, _ = Stretch.read(reply, start, process)
             looks: list[Command | ScriptCall] = [
                 Command(pack(b"HMGET", key, b"x", b"b"), "HMGET", bulk=True) for key in keys
             ]
@@ -77,10 +94,9 @@ class LeaseViews:
                     info = yield from self._show(self._target_of(key), waiters)
                     if info.held or info.waiting:
                         found[key] = info
-            if cursor == b"0" or len(found) >= limit:
+            if cursor is None or len(found) >= limit:
                 break
-        ordered = sorted(found.values(), key=lambda info: [one.expires for one in info.holders])
-        return ordered[:limit]
+        return sorted(found.values(), key=ending)[:limit]
 
     def graph(self, shard: str) -> Steps[WaitGraph]:
         """Who waits for whom in a shard."""
@@ -95,7 +111,7 @@ class LeaseViews:
                 if waiter.connected:  # one that is gone waits for nothing any more
                     for holder in info.holders:
                         edges[WaitEdge(waiter.owner, info.scope, info.name, holder.owner)] = None
-        return WaitGraph(tuple(edges))
+        return WaitGraph(tuple(sorted(edges, key=astuple)))
 
     def _target_of(self, key: bytes) -> Target:
         parsed = self.core.keyspace.parse(key)
@@ -139,7 +155,32 @@ class LeaseViews:
             why = "nobody holds it" if token is None else f"nobody holds it with token {token}"
             current = info.holders[0] if info.holders else None
             raise LeaseNotHeldError(target.text, name, "break it", why, current=current)
+        yield from self._note_broken(target, meant, reason)
         return int(reply[0]), Revision.parse(reply[1])
+
+    def _note_broken(
+        self, target: Target, meant: Sequence[LeaseHolder], reason: str
+    ) -> Steps[None]:
+        """Remember it with the correlation of who broke it, too; the holders do so with theirs."""
+        said = get_context()
+        if said is None or said.correlation_id is None:
+            return
+        items = []
+        for holder in meant:
+            event = LeaseEvent(
+                what="broken",
+                scope=target.text,
+                name=target.name,
+                token=holder.token,
+                owner=holder.owner,
+                mode=str(holder.mode),
+                causation_id=said.causation_id,
+                actor=self.core.actor(),
+                reason=reason,
+            )
+            items.append((KIND_LEASE, pack_lease_event(event)))
+        with contextlib.suppress(SpellError):  # the change log has it all the same
+            yield note_call(self.core, said.correlation_id, items, behind_commits=True)
 
     def require(self, core: Core, scope: str | Scope, name: str | None) -> Steps[bool]:
         """Let every write of a scope need a lease, or none; whether that is new."""

@@ -27,12 +27,14 @@ from llmspell_dist.leases.terms import (
     Terms,
     make_terms,
 )
-from llmspell_dist.leases.waiting import Channel, Wakes
+from llmspell_dist.leases.waiting import Wakes
 from llmspell_dist.leases.wire import read_said
 from llmspell_dist.redis.fork import keep_forever, on_fork
 
 if TYPE_CHECKING:
     from llmspell_dist.leases.steps import Claim, Target
+    from llmspell_dist.redis.commands import ScriptCall
+    from llmspell_dist.redis.hub import Hub
     from llmspell_dist.scope import Scope
     from llmspell_dist.state.core import Core
     from llmspell_dist.state.driver import AsyncDriver
@@ -62,7 +64,7 @@ class Leases(LeaseShell):
     def __init__(
         self,
         driver: AsyncDriver,
-        hub: Channel,
+        hub: Hub,
         state_of: Callable[[Core], StateManager],
     ) -> None:
         super().__init__(driver)
@@ -79,7 +81,10 @@ class Leases(LeaseShell):
         self._grants: dict[bytes, Grant] = {}
         self._owners: WeakKeyDictionary[asyncio.Task[Any], str] = WeakKeyDictionary()
         self._last_owner = 0
+        self._asking: dict[bytes, Claim] = {}
+        """Of those who ask for a lease, or wait for one."""
         self._leaving: set[asyncio.Future[Any]] = set()
+        self._telling: set[asyncio.Future[None]] = set()
 
     # --- taking
 
@@ -173,9 +178,44 @@ class Leases(LeaseShell):
         return decorate
 
     async def _take(self, target: Target, terms: Terms) -> Lease:
+        await self.at("lease:before_acquire", target, None)
+        lease = await self._observed(target, terms)
+        try:
+            await self.at("lease:after_acquire", target, lease.token)
+        except BaseException:
+            self.drop(lease.grant)
+            raise
+        return lease
+
+    async def _observed(self, target: Target, terms: Terms) -> Lease:
+        began = monotonic()
+        said = {
+            "db.operation.name": "lease.acquire",
+            "llmspell.scope.kind": target.scope.scope.kind.value,
+            "llmspell.lease.name": target.name,
+            "llmspell.lease.mode": terms.mode.value,
+        }
+        with self._driver.core.observer.span("lease.acquire", "client", said):
+            lease = await self._taken(target, terms)
+        self.counted.waits.add(monotonic() - began)
+        return lease
+
+    async def _taken(self, target: Target, terms: Terms) -> Lease:
         task = asyncio.current_task()
         owner = terms.owner if terms.owner is not None else self._owner_of(task)
         claim = self.steps.claim(target, terms, owner)
+        self._must_be_open()
+        self._asking[claim.nonce] = claim
+        try:
+            token, sent_at = await self._token(claim)
+            self._must_be_open()  # else `leave` has given it back
+        finally:
+            self._asking.pop(claim.nonce, None)
+        return self._granted(claim, token, sent_at, task)
+
+    async def _token(self, claim: Claim) -> tuple[int, float]:
+        """Ask for a lease, and wait for it; its token, and when it was asked for."""
+        target, terms = claim.target, claim.terms
         sent_at = monotonic()
         # Who waits and can be woken asks for a place in line at once.
         may_wait = terms.wait_s != 0
@@ -184,7 +224,7 @@ class Leases(LeaseShell):
             token = await self._try(claim, may_wait)
         if token is None:
             token, sent_at = await self._line.wait(claim, sent_at)
-        return self._granted(claim, token, sent_at, task)
+        return token, sent_at
 
     async def _try(self, claim: Claim, may_wait: bool) -> int | None:
         """Ask once; the token, or None if another holds it and the caller wants to wait."""
@@ -202,7 +242,12 @@ class Leases(LeaseShell):
         lease = Lease(self, grant, task)
         self._grants[claim.nonce] = grant
         self.keeper.keep(grant)
+        self.note(grant, "acquired")
         return lease
+
+    def standing(self) -> tuple[int, int]:
+        """Return how many leases are held now, and how many callers wait in line."""
+        return len(self._grants), len(self._wakes)
 
     def keep(self, grant: Grant) -> None:
         """Renew a grant until it ends."""
@@ -272,24 +317,36 @@ class Leases(LeaseShell):
 
     def abandon(self, claim: Claim) -> None:
         """Leave nothing behind of an attempt, without waiting for that."""
-        try:
-            future = self.execute(self.steps.release_call(claim, None))
-        except SpellError:
-            return  # closed
-        self._leaving.add(future)
-        future.add_done_callback(self._left)
+        self._send(self.steps.release_call(claim, None))
 
     def drop(self, grant: Grant) -> None:
         """Release a grant without waiting for the answer."""
         grant.end()
         self.over(grant)
         self.abandon(grant.claim)
+        self.note(grant, "released")
+
+    def note(self, grant: Grant, what: str, reason: str | None = None) -> None:
+        """Remember what became of a grant with its correlation, without waiting for that."""
+        self.counted.note(what)
+        call = self.steps.note_call(grant.claim, grant.token, what, reason)
+        if call is not None:
+            self._send(call)
+
+    def _send(self, call: ScriptCall) -> None:
+        try:
+            future = self.execute(call)
+        except SpellError:
+            return  # closed
+        self._leaving.add(future)
+        future.add_done_callback(self._left)
 
     def _left(self, future: asyncio.Future[Any]) -> None:
         self._leaving.discard(future)
         if not future.cancelled() and future.exception() is not None:
             logger.debug(
-                "a lease could not be given back, it ends by itself: %s", future.exception()
+                "a lease could not be given back, or noted: it ends by itself: %s",
+                future.exception(),
             )
 
     def over(self, grant: Grant) -> None:
@@ -300,6 +357,16 @@ class Leases(LeaseShell):
         grant = self._grants.get(nonce)
         if grant is not None:
             grant.lose(broken_because(*read_said(said)))
+
+    def tell_lost(self, lease: Lease) -> None:
+        """Let hooks hear of a lost lease, in a task of their own."""
+        if self.points.wants("lease:lost"):
+            grant = lease.grant
+            told = asyncio.ensure_future(
+                self.at("lease:lost", grant.claim.target, grant.token, grant.lost_because)
+            )
+            self._telling.add(told)
+            told.add_done_callback(self._telling.discard)
 
     # --- the end
 
@@ -316,13 +383,16 @@ class Leases(LeaseShell):
 
         Nobody waits for an answer here: `close` does.
         """
+        self._left_all = True
         for grant in tuple(self._grants.values()):
             self.drop(grant)
+        for claim in tuple(self._asking.values()):
+            self.abandon(claim)  # what is on its way may be granted still
         await self._wakes.dismiss()
 
     async def close(self) -> None:
         """Wait at most a second for what `leave` sent, and stop renewing."""
-        leaving = tuple(self._leaving)
+        leaving = (*self._leaving, *self._telling)
         if leaving:
             await asyncio.wait(leaving, timeout=_CLOSE_WITHIN_S)
         await self.keeper.close()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
+from llmspell_dist.observation import Histogram
+
 __all__ = [
+    "LeaseCounts",
     "LeaseHolder",
     "LeaseHow",
     "LeaseInfo",
@@ -43,6 +46,8 @@ class LeaseHolder:
     label: str | None = None
     host: str | None = None
     pid: int | None = None
+    correlation_id: str | None = None
+    """The correlation in which it was taken."""
 
     def __str__(self) -> str:
         who = self.label or self.owner
@@ -164,3 +169,21 @@ class WaitGraph:
                     places[edge.holder] = len(path)
                     todo.append(iter(after.get(edge.holder, ())))
         return tuple(found.values())
+
+
+@dataclass(slots=True)
+class LeaseCounts:
+    """What became of the leases of a client, since it was opened."""
+
+    acquired: int = 0
+    lost: int = 0
+    """Lost or broken while they were held."""
+    waits: Histogram = field(default_factory=Histogram)
+    """Seconds for which callers waited for those that they got."""
+
+    def note(self, what: str) -> None:
+        """Count what is noted of a grant."""
+        if what == "acquired":
+            self.acquired += 1
+        elif what != "released":
+            self.lost += 1

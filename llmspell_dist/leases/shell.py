@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from llmspell_dist.errors import InvalidArgumentError
+from llmspell_dist.errors import ClosedError, InvalidArgumentError, SpellError
 from llmspell_dist.leases.looking import LeaseViews
-from llmspell_dist.leases.model import LeaseInfo, LeaseMode, WaitGraph
+from llmspell_dist.leases.model import LeaseCounts, LeaseInfo, LeaseMode, WaitGraph
 from llmspell_dist.leases.steps import LeaseSteps, not_held
 from llmspell_dist.leases.terms import DEFAULT_NAME, DEFAULT_TTL_S, check_name, make_terms
+from llmspell_dist.state.points import NO_POINTS, Points
 
 if TYPE_CHECKING:
     from llmspell_dist.leases.holding import Lease
+    from llmspell_dist.leases.steps import Target
     from llmspell_dist.revision import Revision
     from llmspell_dist.scope import Scope
     from llmspell_dist.state.driver import AsyncDriver
 
 __all__ = ["LeaseShell"]
+
+logger = logging.getLogger("llmspell_dist.leases")
 
 
 class LeaseShell:
@@ -25,12 +30,39 @@ class LeaseShell:
 
     def __init__(self, driver: AsyncDriver) -> None:
         self._driver = driver
+        self.points: Points = NO_POINTS
+        """Where hooks are let in; set by who puts the client together."""
         self.steps = LeaseSteps(driver.core)
+        self.counted = LeaseCounts()
+        """What became of this client's leases."""
         self._views = LeaseViews(self.steps)
+        self._left_all = False
+        """The client closes: what is granted from now on is given back."""
 
     def __repr__(self) -> str:
         core = self._driver.core
         return f"<{type(self).__name__} of {core.keyspace.namespace!r} on {core.server}>"
+
+    def _must_be_open(self) -> None:
+        if self._left_all:
+            raise ClosedError("the client is closed")
+
+    async def at(self, point: str, target: Target, token: int | None, reason: str = "") -> None:
+        """Let hooks run at ``lease:…``; only before a lease is taken, and behind, may they refuse.
+
+        What is given back is given back: what goes wrong there is logged.
+        """
+        if not self.points.wants(point):
+            return
+        refusable = point.endswith("_acquire")
+        data = {"scope": target.text, "name": target.name, "token": token, "reason": reason}
+        steps = self.points.at(point, ("lease", target.name), data, refusable=refusable)
+        try:
+            await self._driver.run(steps)
+        except SpellError as error:
+            if refusable:
+                raise
+            logger.warning("hooks at %s failed: %s", point, error)
 
     # --- by owner and token
 

@@ -12,6 +12,8 @@ import threading
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from llmspell_dist.context import get_context
+from llmspell_dist.correlated import KIND_LEASE, LeaseEvent, pack_lease_event
 from llmspell_dist.errors import (
     DeadlockError,
     InvalidArgumentError,
@@ -40,8 +42,10 @@ from llmspell_dist.redis.commits import Fence
 from llmspell_dist.redis.scripts import load_script
 from llmspell_dist.revision import from_ms
 from llmspell_dist.scope import Scope
+from llmspell_dist.state.correlated import note_call
 
 if TYPE_CHECKING:
+    from llmspell_dist.context import CommitContext
     from llmspell_dist.leases.keeper import Grant
     from llmspell_dist.leases.terms import Terms
     from llmspell_dist.redis.commits import ScopeKey
@@ -53,6 +57,7 @@ _TARGETS_CACHED: Final = 4096
 MAX_WAITERS_SHOWN: Final = 1000
 MAX_LISTED: Final = 1000
 _REGISTRY_PAGE: Final = 500
+BROKEN: Final = "it was broken by force"
 _TRY_ONCE, _NO_END = 0, -1
 """Flag of a scope's `$$`: a lease's name stands behind it."""
 
@@ -80,6 +85,8 @@ class Claim(NamedTuple):
     owner: bytes
     nonce: bytes
     info: bytes
+    said: CommitContext | None = None
+    """The context in which it was made, if that belongs to a correlation."""
 
     @property
     def mode(self) -> bytes:
@@ -154,13 +161,17 @@ class LeaseSteps:
 
     def claim(self, target: Target, terms: Terms, owner: str) -> Claim:
         """Return a new attempt of an owner to hold a lease."""
-        info = self._infos.get(terms.label)
-        if info is None:
+        said = get_context()
+        if said is not None and said.correlation_id is not None:
+            info = pack_info(terms.label, self._host, self._pid, said.correlation_id)
+            return Claim(target, terms, owner.encode(), self.new_nonce(), info, said)
+        known = self._infos.get(terms.label)
+        if known is None:
             if len(self._infos) >= _TARGETS_CACHED:
                 self._infos.clear()
-            info = pack_info(terms.label, self._host, self._pid)
-            self._infos[terms.label] = info
-        return Claim(target, terms, owner.encode(), self.new_nonce(), info)
+            known = pack_info(terms.label, self._host, self._pid)
+            self._infos[terms.label] = known
+        return Claim(target, terms, owner.encode(), self.new_nonce(), known)
 
     def new_nonce(self) -> bytes:
         """Return a number that no other request of any client has."""
@@ -198,6 +209,39 @@ class LeaseSteps:
             ),
             prompt=True,
         )
+
+    def note_call(
+        self,
+        claim: Claim,
+        token: int,
+        what: str,
+        reason: str | None = None,
+        *,
+        overtaken: bool = False,
+    ) -> ScriptCall | None:
+        """Remember with a claim's correlation what became of it; None if it belongs to none.
+
+        `overtaken`: the holder may write before this is sent, and nothing that it writes may stand
+        before the grant.
+        """
+        said = claim.said
+        if said is None or said.correlation_id is None:
+            return None
+        target = claim.target
+        event = LeaseEvent(
+            what=what,
+            scope=target.text,
+            name=target.name,
+            token=token,
+            owner=claim.owner.decode(),
+            mode=str(claim.terms.mode),
+            causation_id=said.causation_id,
+            actor=self.core.actor() if said.actor is None else said.actor,
+            reason=reason,
+        )
+        items = [(KIND_LEASE, pack_lease_event(event))]
+        behind = not (overtaken and what == "acquired")
+        return note_call(self.core, said.correlation_id, items, behind_commits=behind)
 
     def seen(self, token: int) -> int:
         """Take note of a token that this client was granted, and return it."""
@@ -335,6 +379,8 @@ _WHY: Final = {
 def why_not(reply: list[Any], token: int) -> tuple[str, LeaseHolder | None]:
     """Read why a lease with this token could not be renewed or released, and who holds it now."""
     code, *found = reply[1:]
+    if type(code) is str:  # in words already: a sidecar was asked
+        return code, found[0]
     if code == b"GONE" and found:
         past = read_past(found[0])
         if past.holder.token == token:
@@ -348,7 +394,7 @@ def why_not(reply: list[Any], token: int) -> tuple[str, LeaseHolder | None]:
 def broken_because(reason: str | None, actor: str | None) -> str:
     """Say to a holder why it lost its lease."""
     by = f" by {actor}" if actor else ""
-    return f"it was broken by force{by}: {reason}" if reason else f"it was broken by force{by}"
+    return f"{BROKEN}{by}: {reason}" if reason else f"{BROKEN}{by}"
 
 
 def not_held(claim: Claim, operation: str, reply: list[Any], token: int) -> LeaseNotHeldError:

@@ -60,7 +60,7 @@ def check_ttl(ttl: float | timedelta) -> int:
     """Return a time to live in milliseconds: from 50 ms to a day."""
     seconds = ttl.total_seconds() if isinstance(ttl, timedelta) else ttl
     fits = type(seconds) in (int, float) and isfinite(seconds)
-    milliseconds = round(seconds * 1000) if fits else 0
+    milliseconds = round(min(seconds, MAX_TTL_MS) * 1000) if fits else 0  # infinity has no int
     if not MIN_TTL_MS <= milliseconds <= MAX_TTL_MS:
         rule = "must be seconds or a timedelta from 0.05 (50 ms) to 86,400 (a day)"
         raise InvalidTTLError("ttl", ttl, rule)

@@ -5,31 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from llmspell_dist.errors import ClosedError
 from llmspell_dist.leases.wire import NONCE_BYTES
 
 if TYPE_CHECKING:
     from llmspell_dist.leases.steps import LeaseSteps
+    from llmspell_dist.redis.hub import Hub
 
-__all__ = ["CLOSED", "GRANTED", "RESUMED", "Channel", "Waiter", "Wakes"]
+__all__ = ["CLOSED", "GRANTED", "RESUMED", "Waiter", "Wakes"]
 
 GRANTED, BROKEN, RESUMED, CLOSED = b"g", b"b", b"r", b"c"
 """The lease is yours; it was taken from you; messages may be missing; the client is closed."""
-
-
-class Channel(Protocol):
-    """`llmspell_dist.redis.hub.Hub`, as far as it is used here."""
-
-    async def subscribe(
-        self,
-        channel: bytes,
-        listener: Callable[[bytes], None],
-        *,
-        resumed: Callable[[], None] | None = None,
-    ) -> None:
-        """Listen to a channel, over lost connections too."""
 
 
 class Waiter:
@@ -76,9 +64,7 @@ class Wakes:
     said about it.
     """
 
-    def __init__(
-        self, steps: LeaseSteps, hub: Channel, broken: Callable[[bytes, bytes], None]
-    ) -> None:
+    def __init__(self, steps: LeaseSteps, hub: Hub, broken: Callable[[bytes, bytes], None]) -> None:
         self._steps = steps
         self._hub = hub
         self._broken = broken
@@ -100,7 +86,13 @@ class Wakes:
             )
             self._subscribing[shard] = task
         # Others may wait for the same subscription: a cancelled caller leaves it to them.
-        await asyncio.shield(task)
+        await asyncio.wait({task})
+        if task.cancelled():  # by `close`: whoever waits here was not cancelled
+            raise ClosedError("the client was closed while it waited")
+        task.result()
+
+    def __len__(self) -> int:
+        return len(self._waiters)
 
     def enter(self, nonce: bytes) -> Waiter:
         """Begin to listen for one who waits."""

@@ -3,7 +3,8 @@
 A holder's record, big-endian: token 8, expires 6, since 6, ttl 4, holds 2, a nonce of 12 a hold,
 length of the owner 1, owner, info. A waiter's: mode 1, ttl 4, deadline 6, since 6, length of the
 owner 1, owner, info. Info is a MessagePack list of label, host and process id.
-``lua_scripts/lib/lease.lua`` writes both.
+The correlation id of whoever took it follows, if there is one. ``lua_scripts/lib/lease.lua`` writes
+both.
 """
 
 from __future__ import annotations
@@ -37,18 +38,21 @@ _HOLDER: Final = struct.Struct(">QHIHIIH")
 _WAITER: Final = struct.Struct(">cIHIHIB")
 
 
-def pack_info(label: str | None, host: str, pid: int) -> bytes:
+def pack_info(label: str | None, host: str, pid: int, correlation_id: str | None = None) -> bytes:
     """Return what people are told about a holder."""
-    packed: bytes = msgpack.packb([label, host, pid])
+    info: list[str | int | None] = [label, host, pid]
+    if correlation_id is not None:
+        info.append(correlation_id)
+    packed: bytes = msgpack.packb(info)
     return packed
 
 
-def _info(raw: bytes) -> tuple[str | None, str | None, int | None]:
+def _info(raw: bytes) -> tuple[str | None, str | None, int | None, str | None]:
     try:
-        label, host, pid = msgpack.unpackb(raw)
+        label, host, pid, *more = msgpack.unpackb(raw)
     except (ValueError, TypeError, msgpack.UnpackException):
-        return None, None, None  # of a later release: said by nobody here
-    return label, host, pid
+        return None, None, None, None  # of a later release: said by nobody here
+    return label, host, pid, more[0] if more else None
 
 
 def read_holder(raw: bytes, mode: LeaseMode = LeaseMode.EXCLUSIVE) -> LeaseHolder:
@@ -56,7 +60,7 @@ def read_holder(raw: bytes, mode: LeaseMode = LeaseMode.EXCLUSIVE) -> LeaseHolde
     token, e_high, e_low, s_high, s_low, ttl, holds = _HOLDER.unpack_from(raw)
     at = _HOLDER.size + holds * NONCE_BYTES
     owner_end = at + 1 + raw[at]
-    label, host, pid = _info(raw[owner_end:])
+    label, host, pid, correlation_id = _info(raw[owner_end:])
     return LeaseHolder(
         raw[at + 1 : owner_end].decode("utf-8", "replace"),
         mode,
@@ -68,19 +72,23 @@ def read_holder(raw: bytes, mode: LeaseMode = LeaseMode.EXCLUSIVE) -> LeaseHolde
         label,
         host,
         pid,
+        correlation_id,
     )
 
 
 def read_holders(flat: Sequence[bytes]) -> list[LeaseHolder]:
-    """Read holders as scripts list them: mode and record in turn."""
-    return [read_holder(raw, _MODES[mode]) for mode, raw in zip(flat[::2], flat[1::2], strict=True)]
+    """Read holders as scripts list them, mode and record in turn; first who was granted first."""
+    pairs = zip(flat[::2], flat[1::2], strict=True)
+    holders = [read_holder(raw, _MODES[mode]) for mode, raw in pairs]
+    holders.sort(key=lambda holder: holder.token)  # a hash lists them in any order
+    return holders
 
 
 def read_waiter(raw: bytes, connected: bool) -> LeaseWaiter:
     """Read a waiter's record."""
     mode, _, d_high, d_low, s_high, s_low, length = _WAITER.unpack_from(raw)
     owner_end = _WAITER.size + length
-    label, host, pid = _info(raw[owner_end:])
+    label, host, pid, _ = _info(raw[owner_end:])
     deadline = (d_high << 32) | d_low
     return LeaseWaiter(
         raw[_WAITER.size : owner_end].decode("utf-8", "replace"),

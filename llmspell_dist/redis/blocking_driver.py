@@ -8,6 +8,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Self
 
 from llmspell_dist.clock import ServerClock
+from llmspell_dist.closing import Closing
 from llmspell_dist.errors import ClosedError, StoreBusyError
 from llmspell_dist.redis.blocking_attempts import Attempts, Call, CommitRequest, Read, Request
 from llmspell_dist.redis.blocking_socket import BlockingSocket
@@ -18,7 +19,6 @@ from llmspell_dist.redis.resp import ErrorReply, ProtocolError, pack
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import TracebackType
 
     from llmspell_dist.redis.commands import ScriptSource
     from llmspell_dist.redis.connection import EndpointResolver, ServerInfo
@@ -30,7 +30,7 @@ __all__ = ["BlockingDriver"]
 _PING = pack("PING")
 
 
-class BlockingDriver:
+class BlockingDriver(Closing):
     """What `Lanes` is to coroutines, for threads: each call has a connection for itself.
 
     The constructor does no I/O. Usable from any thread, and again after a fork.
@@ -169,10 +169,10 @@ class BlockingDriver:
 
     # --- the end --------------------------------------------------------------------------------
 
-    def close(self) -> None:
+    def close(self, within: float | None = None) -> None:
         """Refuse new calls, wait for those in flight (at most `close_timeout`), disconnect."""
         self._closed = True
-        deadline = monotonic() + self.options.close_timeout
+        deadline = monotonic() + (self.options.close_timeout if within is None else within)
         with self._returned:
             while len(self._idle) < len(self._all) and (left := deadline - monotonic()) > 0:
                 self._returned.wait(min(left, 0.05))
@@ -191,15 +191,6 @@ class BlockingDriver:
             self.close()
             raise
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Close."""
-        self.close()
 
     @property
     def closed(self) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import threading
 import weakref
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import socket
 
-__all__ = ["close_silently", "keep_forever", "on_fork"]
+__all__ = ["child_safe_lock", "close_silently", "keep_forever", "on_fork"]
 
 
 class _Forkable(Protocol):
@@ -18,12 +19,20 @@ class _Forkable(Protocol):
 
 
 _live: weakref.WeakSet[Any] = weakref.WeakSet()
+_locks: weakref.WeakSet[Any] = weakref.WeakSet()
 _graveyard: list[Any] = []
 
 
 def on_fork(holder: _Forkable) -> None:
     """Call `holder.forget()` in every forked child."""
     _live.add(holder)
+
+
+def child_safe_lock() -> threading.RLock:
+    """Return a re-entrant lock that a forked child finds open, whoever held it in the parent."""
+    lock = threading.RLock()
+    _locks.add(lock)
+    return lock
 
 
 def keep_forever(*inherited: object) -> None:
@@ -38,6 +47,8 @@ def close_silently(sock: socket.socket) -> None:
 
 
 def _forget_all() -> None:
+    for lock in list(_locks):
+        lock._at_fork_reinit()  # noqa: SLF001 - as the standard library does with its own
     for holder in list(_live):
         holder.forget()
 

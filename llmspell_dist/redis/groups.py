@@ -167,6 +167,8 @@ class Group:
         for future, outcome in zip(self.futures, outcomes, strict=True):
             if not future.done():
                 future.set_result(outcome)
+            else:
+                self._ring.missed.append((future, outcome))
 
     def lost(self, entry: Entry, said: str) -> list[Entry]:  # noqa: ARG002 - a Waiter
         """Note that the connection was lost; the group is sent again with the retry flag."""

@@ -18,7 +18,7 @@ from llmspell_dist.errors import (
     StoreUnavailableError,
 )
 from llmspell_dist.redis.fork import keep_forever, on_fork
-from llmspell_dist.redis.hub_requests import Channel, HubRequests
+from llmspell_dist.redis.hub_requests import Channel, HubRequests, Place
 from llmspell_dist.redis.hub_wire import HubWire
 from llmspell_dist.redis.options import LaneOptions
 from llmspell_dist.redis.supervisor import Supervisor
@@ -87,23 +87,78 @@ class Hub(HubRequests):
         once if the server refuses for good; nothing is subscribed then, nor after a cancellation.
         `ClosedError` after `close`.
         """
+        await self._add("channel", (False, channel), listener, resumed, lost)
+
+    async def psubscribe(
+        self,
+        pattern: bytes,
+        listener: Callable[[bytes, bytes], None],
+        *,
+        resumed: Callable[[], None] | None = None,
+        lost: Callable[[], None] | None = None,
+    ) -> None:
+        """Have `listener(channel, message)` called for every message on a channel that matches.
+
+        `pattern` is one of Redis, as for PSUBSCRIBE. All else is as with `subscribe`; a message
+        comes once for each pattern, and once more for the channel if that is subscribed too.
+        """
+        await self._add("pattern", (True, pattern), listener, resumed, lost)
+
+    async def _add(
+        self,
+        argument: str,
+        place: Place,
+        listener: Callable[..., None],
+        resumed: Callable[[], None] | None,
+        lost: Callable[[], None] | None,
+    ) -> None:
         self.check_loop()
         if self.closing:
             raise ClosedError("the client is closed")
-        if not isinstance(channel, bytes):
-            raise InvalidArgumentError("channel", channel, "must be bytes")
-        if channel in self._channels:
-            raise InvalidArgumentError("channel", channel, "must not have a listener yet")
+        if not isinstance(place[1], bytes):
+            raise InvalidArgumentError(argument, place[1], "must be bytes")
+        if place in self._channels:
+            raise InvalidArgumentError(argument, place[1], "must not have a listener yet")
         if self._loop is None:
             self._loop = get_running_loop()
             self._supervisor.start(self._loop)
-        wanted = Channel(channel, listener, resumed, lost)
+        wanted = Channel(place, listener, resumed, lost)
         self._want(wanted)
         try:
             await wanted.future
         except asyncio.CancelledError:
             self._leave(wanted)
             raise
+
+    def hears(self, channel: bytes) -> bool:
+        """Whether the server has confirmed a channel on the present connection."""
+        return self._wire is not None and channel in self._wire.listeners
+
+    async def confirmed(self, channel: bytes) -> None:
+        """Return when the server has confirmed a channel on the present connection.
+
+        At once while it is heard. The errors are those of `subscribe`, after the same time; the hub
+        goes on trying then. `InvalidArgumentError` for a channel that nobody has subscribed.
+        """
+        self.check_loop()
+        budget_s = self.options.retry_budget
+        wanted = None
+        limit = asyncio.timeout(budget_s)
+        try:
+            async with limit:
+                while not self.hears(channel):
+                    wanted = self._channels.get((False, channel))
+                    if self.closing:
+                        raise ClosedError("the client is closed")
+                    if wanted is None:
+                        raise InvalidArgumentError("channel", channel, "must have a listener")
+                    await asyncio.shield(wanted.again())
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            refusal = None if wanted is None else wanted.refusal
+            late = f"not confirmed within {budget_s:g} s"
+            raise refusal or StoreUnavailableError(self.server, late) from None
 
     async def unsubscribe(self, channel: bytes) -> None:
         """Stop hearing a channel; its listener is not called again from this moment on.
@@ -112,8 +167,15 @@ class Hub(HubRequests):
         with it. A `subscribe` that still waits for the channel returns. Does nothing if there is no
         such channel.
         """
+        await self._remove((False, channel))
+
+    async def punsubscribe(self, pattern: bytes) -> None:
+        """Stop hearing a pattern; as `unsubscribe`."""
+        await self._remove((True, pattern))
+
+    async def _remove(self, place: Place) -> None:
         self.check_loop()
-        found = self._channels.get(channel)
+        found = self._channels.get(place)
         if found is None:
             return
         leave = self._leave(found)

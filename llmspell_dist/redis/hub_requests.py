@@ -26,41 +26,63 @@ if TYPE_CHECKING:
     from llmspell_dist.redis.supervisor import Supervisor
     from llmspell_dist.redis.wire import Entry, Wire
 
-__all__ = ["Channel", "HubRequests", "Leave"]
+__all__ = ["Channel", "HubRequests", "Leave", "Place"]
 
 logger = logging.getLogger("llmspell_dist.redis")
 
 
-class Channel:
-    """A channel that somebody wants to hear."""
+Place = tuple[bool, bytes]
+"""Whether it is a pattern of channels, and the name of the channel or the pattern."""
 
-    __slots__ = ("future", "listener", "lost", "name", "refusal", "resumed", "since")
+
+class Channel:
+    """A channel, or a pattern of channels, that somebody wants to hear."""
+
+    __slots__ = ("future", "heard", "listener", "lost", "place", "refusal", "resumed", "since")
 
     def __init__(
         self,
-        name: bytes,
-        listener: Callable[[bytes], None],
+        place: Place,
+        listener: Callable[..., None],
         resumed: Callable[[], None] | None,
         lost: Callable[[], None] | None,
     ) -> None:
-        self.name = name
+        self.place = place
         self.listener = listener
         self.resumed = resumed
         self.lost = lost
         self.since = monotonic()
         self.future: asyncio.Future[None] = get_running_loop().create_future()
         """Done once the first subscription was confirmed, or has failed."""
+        self.heard: asyncio.Future[None] | None = None
+        """For those who wait until it is subscribed again."""
         self.refusal: StoreUnavailableError | None = None
         """What the server said last, while it refuses."""
 
+    def again(self) -> asyncio.Future[None]:
+        """Return what is done when the channel is subscribed again, given up, or refused."""
+        if self.heard is None:
+            self.heard = get_running_loop().create_future()
+        return self.heard
+
+    def answer_again(self, error: StoreUnavailableError | None = None) -> None:
+        """Let those go on who wait until the channel is subscribed again."""
+        heard, self.heard = self.heard, None
+        if heard is None or heard.done():
+            return
+        if error is None:
+            heard.set_result(None)
+        else:
+            heard.set_exception(error)
+
 
 class Leave:
-    """An UNSUBSCRIBE on its way."""
+    """An UNSUBSCRIBE or PUNSUBSCRIBE on its way."""
 
-    __slots__ = ("future", "name")
+    __slots__ = ("future", "place")
 
-    def __init__(self, name: bytes) -> None:
-        self.name = name
+    def __init__(self, place: Place) -> None:
+        self.place = place
         self.future: asyncio.Future[None] = get_running_loop().create_future()
 
     def finish(self) -> None:
@@ -73,7 +95,7 @@ class HubRequests:
     """Channels, and the requests about them, over one connection after another.
 
     The requests of a turn leave in one write. A connection that is lost takes the requests on it
-    along: the next one begins with a SUBSCRIBE for every channel that is still wanted.
+    along: the next one begins with a subscription for every channel that is still wanted.
     """
 
     _supervisor: Supervisor
@@ -89,8 +111,8 @@ class HubRequests:
         # A child must not ask the server to end what is the parent's connection.
         self.info: ServerInfo | None = None
         self._wire: HubWire | None = None
-        self._channels: dict[bytes, Channel] = {}
-        self._waiting: dict[bytes, Channel] = {}
+        self._channels: dict[Place, Channel] = {}
+        self._waiting: dict[Place, Channel] = {}
         """Those of the channels that were never confirmed."""
         self._turn: list[Entry] = []
         self._refused: list[Entry] = []
@@ -106,9 +128,9 @@ class HubRequests:
 
     def _want(self, channel: Channel) -> None:
         """Ask for a channel now, or as soon as there is a connection."""
-        self._channels[channel.name] = self._waiting[channel.name] = channel
+        self._channels[channel.place] = self._waiting[channel.place] = channel
         if self._wire is not None:
-            self._send(channel, pack("SUBSCRIBE", channel.name))
+            self._send(channel, _subscribe(channel))
         else:
             self._supervisor.wake()
 
@@ -116,16 +138,21 @@ class HubRequests:
         """Give a channel up; return what tells the server, if there is need to."""
         if not self._drop(channel) or self._wire is None:
             return None
-        self._wire.listeners.pop(channel.name, None)
-        leave = Leave(channel.name)
-        self._send(leave, pack("UNSUBSCRIBE", channel.name))
+        is_pattern, name = channel.place
+        if is_pattern:
+            self._wire.pattern_listeners.pop(name, None)
+        else:
+            self._wire.listeners.pop(name, None)
+        leave = Leave(channel.place)
+        self._send(leave, pack("PUNSUBSCRIBE" if is_pattern else "UNSUBSCRIBE", name))
         return leave
 
     def _drop(self, channel: Channel) -> bool:
-        if self._channels.get(channel.name) is not channel:
+        if self._channels.get(channel.place) is not channel:
             return False
-        del self._channels[channel.name]
-        self._waiting.pop(channel.name, None)
+        del self._channels[channel.place]
+        self._waiting.pop(channel.place, None)
+        channel.answer_again()
         return True
 
     def ask(self, packed: bytes) -> None:
@@ -151,16 +178,21 @@ class HubRequests:
         waiter = entry[0]
         if isinstance(waiter, Leave):
             waiter.finish()
-        elif isinstance(waiter, Channel) and self._channels.get(waiter.name) is waiter:
+        elif isinstance(waiter, Channel) and self._channels.get(waiter.place) is waiter:
             self._confirmed(waiter)
 
     def _confirmed(self, channel: Channel) -> None:
         if self._wire is not None:
-            self._wire.listeners[channel.name] = channel.listener
+            is_pattern, name = channel.place
+            if is_pattern:
+                self._wire.pattern_listeners[name] = channel.listener
+            else:
+                self._wire.listeners[name] = channel.listener
         self._backoff.reset()
         channel.refusal = None
-        if self._waiting.pop(channel.name, None) is None:
+        if self._waiting.pop(channel.place, None) is None:
             _call(channel.resumed)
+            channel.answer_again()
         elif not channel.future.done():
             channel.future.set_result(None)
 
@@ -173,14 +205,16 @@ class HubRequests:
                 self._defer(entry)
             else:
                 waiter.finish()  # without the right to leave, messages go on to come to nobody
-        elif isinstance(waiter, Channel) and self._channels.get(waiter.name) is waiter:
+        elif isinstance(waiter, Channel) and self._channels.get(waiter.place) is waiter:
             error = error_from_reply(reply, self.server)
-            if passes or waiter.name not in self._waiting:
+            if passes or waiter.place not in self._waiting:
                 # Who was subscribed before waits for `resumed`, so the hub must not give up.
                 if waiter.refusal is None:
                     logger.warning("hub: no subscription yet: %s", error)
                 waiter.refusal = error
                 self._defer(entry)
+                if not passes:
+                    waiter.answer_again(error)
             else:
                 self._drop(waiter)
                 _fail(waiter, error)
@@ -195,7 +229,7 @@ class HubRequests:
         self._again = None
         entries, self._refused = self._refused, []
         for waiter, packed, _ in entries:
-            wanted = self._channels.get(waiter.name)
+            wanted = self._channels.get(waiter.place)
             if packed is not None and wanted is (waiter if isinstance(waiter, Channel) else None):
                 self._send(waiter, packed)
             elif isinstance(waiter, Leave):
@@ -208,7 +242,8 @@ class HubRequests:
         """Tell every channel that it hears nothing, and connect again."""
         if wire is not self._wire:
             return
-        heard = [self._channels[name] for name in self._wire.listeners]
+        heard = [self._channels[False, name] for name in self._wire.listeners]
+        heard += [self._channels[True, name] for name in self._wire.pattern_listeners]
         self._detach()
         logger.warning("hub lane: lost %s: %s", self.server, said)
         self._supervisor.lost(said)
@@ -227,6 +262,7 @@ class HubRequests:
             entries += wire.pending
             wire.pending.clear()
             wire.listeners.clear()
+            wire.pattern_listeners.clear()
         for waiter, _, _ in entries:
             if isinstance(waiter, Leave):
                 waiter.finish()
@@ -235,7 +271,7 @@ class HubRequests:
     # --- what the supervisor tells --------------------------------------------------------------
 
     @property
-    def backlog(self) -> dict[bytes, Channel]:
+    def backlog(self) -> dict[Place, Channel]:
         """The channels: while there is one, the supervisor goes on connecting."""
         return self._channels
 
@@ -244,7 +280,7 @@ class HubRequests:
         self.info = wire.info
         self._wire = wire
         for channel in self._channels.values():
-            self._send(channel, pack("SUBSCRIBE", channel.name))
+            self._send(channel, _subscribe(channel))
 
     def expire(self, now: float, cls: type[StoreUnavailableError], said: str) -> None:
         """Fail the `subscribe` calls that wait for longer than their budget."""
@@ -260,6 +296,13 @@ class HubRequests:
         for channel in list(self._waiting.values()):
             self._leave(channel)
             _fail(channel, cls(self.server, said))
+        for channel in self._channels.values():
+            channel.answer_again(cls(self.server, said))
+
+
+def _subscribe(channel: Channel) -> bytes:
+    is_pattern, name = channel.place
+    return pack("PSUBSCRIBE" if is_pattern else "SUBSCRIBE", name)
 
 
 def _fail(channel: Channel, error: StoreUnavailableError) -> None:

@@ -1,8 +1,8 @@
 """The hub's socket: messages go to their listeners, answers to the request that asked for them.
 
 In RESP3 messages and confirmations are pushes, in RESP2 they are arrays; both are read here. The
-server answers SUBSCRIBE, UNSUBSCRIBE and PING in order, one answer each, since the hub names one
-channel in a request.
+server answers SUBSCRIBE, PSUBSCRIBE, their opposites and PING in order, one answer each, since the
+hub names one channel or pattern in a request.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["PING", "HubWire", "HubWireOwner"]
 logger = logging.getLogger("llmspell_dist.redis")
 
 PING = pack("PING")
-_CONFIRMATIONS = frozenset({b"subscribe", b"unsubscribe"})
+_CONFIRMATIONS = frozenset({b"subscribe", b"unsubscribe", b"psubscribe", b"punsubscribe"})
 
 
 class HubWireOwner(WireOwner, Protocol):
@@ -41,13 +41,15 @@ class HubWireOwner(WireOwner, Protocol):
 class HubWire(Wire):
     """The protocol of the hub's connection; the greeting is that of every wire."""
 
-    __slots__ = ("_hub", "listeners")
+    __slots__ = ("_hub", "listeners", "pattern_listeners")
 
     def __init__(self, hub: HubWireOwner) -> None:
         super().__init__(hub)
         self._hub = hub
         self.listeners: dict[bytes, Callable[[bytes], None]] = {}
         """By channel, those whose subscription was confirmed on this connection."""
+        self.pattern_listeners: dict[bytes, Callable[[bytes, bytes], None]] = {}
+        """The same by pattern; they are told the channel and the message."""
 
     def data_received(self, data: bytes) -> None:
         """Call the listeners, and hand out the answers that are complete."""
@@ -70,12 +72,24 @@ class HubWire(Wire):
                     except (Exception, asyncio.CancelledError):
                         # A result that was cancelled raises CancelledError in who asks for it.
                         logger.exception("the listener of channel %r failed", reply[1])
+                elif kind == b"pmessage":
+                    self.pushes += 1
+                    self._tell(reply)
                 elif type(reply) is PushNotification and kind not in _CONFIRMATIONS:
                     self.pushes += 1
                 elif not self._answer(kind, reply):
                     return
         except ProtocolError as error:
             self.kill(f"not the Redis protocol: {error}")
+
+    def _tell(self, reply: list[bytes]) -> None:
+        listener = self.pattern_listeners.get(reply[1])
+        if listener is None:
+            return  # on its way when the pattern was given up
+        try:
+            listener(reply[2], reply[3])
+        except (Exception, asyncio.CancelledError):
+            logger.exception("the listener of pattern %r failed", reply[1])
 
     def _answer(self, kind: bytes | None, reply: Any) -> bool:
         """Match an answer with the oldest request; False: it is none, and ended the connection."""

@@ -34,6 +34,7 @@ from llmspell_dist.redis.ring import Operation, Ring, RingKey, ring_key
 from llmspell_dist.redis.sending import Sending
 from llmspell_dist.redis.supervisor import Supervisor
 from llmspell_dist.redis.waiters import Call, Probe
+from llmspell_dist.redis.wire import Wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -86,7 +87,11 @@ class Lane(Sending):
         self._create_future: Callable[[], Future[Any]] = _no_loop
         if self.clock is not None:
             self._clock_due = 0.0
-        self._supervisor = Supervisor(self)
+        self._supervisor = Supervisor(self, self.make_wire)
+
+    def make_wire(self, owner: Any) -> Wire:
+        """Return the protocol of a new connection."""
+        return Wire(owner)
 
     # --- submitting -----------------------------------------------------------------------------
 
@@ -142,6 +147,19 @@ class Lane(Sending):
     def commit(self, commit: SizedCommit) -> Future[Any]:
         """Send a commit, together with others of this turn; the future gives its outcome."""
         return self._join(commit, commit.shard)
+
+    def follow(self, future: Future[Any]) -> Future[Any] | None:
+        """Return a new future for a commit whose future was cancelled; None: it had not left."""
+        for cancelled, outcome in self.ring.missed:
+            if cancelled is future:
+                again = self._create_future()
+                again.set_result(outcome)
+                return again
+        for group in self.ring.unresolved():
+            if isinstance(group, Group) and future in group.futures:
+                again = group.futures[group.futures.index(future)] = self._create_future()
+                return again
+        return None
 
     def _join(self, commit: SizedCommit, key: object) -> Future[Any]:
         """Let a commit go with the open group of this key, or open a new one."""
@@ -228,7 +246,7 @@ class Lane(Sending):
 
     # --- the end --------------------------------------------------------------------------------
 
-    async def close(self) -> None:
+    async def close(self, within: float | None = None) -> None:
         """Refuse new requests, wait for those in flight (at most `close_timeout`), disconnect.
 
         What is not answered in time fails as if the connection were lost for good. Closing twice
@@ -241,7 +259,9 @@ class Lane(Sending):
         if not self._is_idle():
             self._idle = self._idle or self._loop.create_future()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self.options.close_timeout):
+                async with asyncio.timeout(
+                    self.options.close_timeout if within is None else within
+                ):
                     await asyncio.shield(self._idle)
         wire, self._wire = self._wire, None
         if wire is not None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Self
 
 from llmspell_dist.clock import ServerClock
+from llmspell_dist.closing import AsyncClosing
 from llmspell_dist.redis.commands import BULK_BYTES, Command, ScriptCall
 from llmspell_dist.redis.durable import AckLevel, DurableLane
 from llmspell_dist.redis.lane import Lane, LaneOptions
@@ -14,19 +16,20 @@ from llmspell_dist.redis.resp import pack
 
 if TYPE_CHECKING:
     from asyncio import Future
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
     from llmspell_dist.redis.commands import ScriptSource
     from llmspell_dist.redis.connection import EndpointResolver, ServerInfo
     from llmspell_dist.redis.groups import Operation, SizedCommit
+    from llmspell_dist.redis.metering import Meter
 
 __all__ = ["Lanes"]
 
 _PING = pack("PING")
 
 
-class Lanes:
+class Lanes(AsyncClosing):
     """Everything that one event loop says to one server.
 
     *fast* never blocks; *bulk* takes what is large or slow; *durable* takes commits that wait for
@@ -40,14 +43,16 @@ class Lanes:
         options: LaneOptions | None = None,
         scripts: Sequence[ScriptSource] = (),
         clock: ServerClock | None = None,
+        meter: Meter | None = None,
     ) -> None:
         options = options or LaneOptions()
         self.options = options
         self.clock = clock or ServerClock()
-        self.fast = Lane(resolver, name="fast", options=options, scripts=scripts, clock=self.clock)
-        self.bulk = Lane(resolver, name="bulk", options=options, scripts=scripts, clock=self.clock)
+        lane, durable = _kinds(meter)
+        self.fast = lane(resolver, name="fast", options=options, scripts=scripts, clock=self.clock)
+        self.bulk = lane(resolver, name="bulk", options=options, scripts=scripts, clock=self.clock)
         # Its replies wait for a WAIT: they would say little about the time.
-        self.durable = DurableLane(resolver, name="durable", options=options, scripts=scripts)
+        self.durable = durable(resolver, name="durable", options=options, scripts=scripts)
         self.submit = self.fast.submit
 
     @property
@@ -80,6 +85,14 @@ class Lanes:
             return self.bulk.commit(commit)
         return self.fast.commit(commit)
 
+    def follow(self, future: Future[Any]) -> Future[Any] | None:
+        """Return a new future for a commit whose future was cancelled; None: it had not left."""
+        for lane in self._all():
+            found = lane.follow(future)
+            if found is not None:
+                return found
+        return None
+
     def settle(self, operation: Operation) -> Future[Any]:
         """Send the commit of an unknown outcome again; the future gives its first outcome."""
         ack: AckLevel | None = operation.ack
@@ -95,11 +108,19 @@ class Lanes:
         await self.fast.submit(_PING)
         return monotonic() - started
 
-    async def close(self) -> None:
+    async def close(self, within: float | None = None) -> None:
         """Refuse new requests, wait for those in flight, disconnect. See `Lane.close`."""
         self.check_loop()  # before any of them is closed
         self.refuse()
-        await asyncio.gather(*[lane.close() for lane in self._all()])
+        await asyncio.gather(*[lane.close(within) for lane in self._all()])
+
+    def ending(self, within: float | None = None) -> Ending:
+        """Return what closes behind a block, and after `close_timeout` in any case.
+
+        So what is to be said before the end is said, and a server that does not answer holds up
+        nobody: what the block waits for fails then.
+        """
+        return Ending(self, self.fast.options.close_timeout if within is None else within)
 
     def refuse(self) -> None:
         """Refuse new requests; those in flight go on, until `close`."""
@@ -123,14 +144,41 @@ class Lanes:
             raise
         return self
 
+
+class Ending:
+    """The last block in which lanes are used; no generator, since those may be closing already."""
+
+    def __init__(self, lanes: Lanes, limit_s: float) -> None:
+        self._lanes = lanes
+        self._limit_s = limit_s
+
+    async def __aenter__(self) -> None:
+        self._cutting = asyncio.create_task(self._cut())
+
     async def __aexit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close."""
-        await self.close()
+        try:
+            await self._lanes.close()
+        finally:
+            self._cutting.cancel()
+            await asyncio.wait([self._cutting])
+
+    async def _cut(self) -> None:
+        await asyncio.sleep(self._limit_s)
+        await self._lanes.close(0)
+
+
+def _kinds(meter: Meter | None) -> tuple[Callable[..., Lane], Callable[..., DurableLane]]:
+    """Return what makes lanes; those that count are another kind: the others pay nothing."""
+    if meter is None:
+        return Lane, DurableLane
+    from llmspell_dist.redis.metering import MeteredDurableLane, MeteredLane  # noqa: PLC0415
+
+    return partial(MeteredLane, meter), partial(MeteredDurableLane, meter)
 
 
 def _size(command: Command | ScriptCall) -> int:

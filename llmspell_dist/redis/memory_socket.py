@@ -100,8 +100,9 @@ class _Client(AsyncFakeSocket):
         """Carry out COPY; fakeredis's own puts the very same list or hash under both keys."""
         copied = int(super().copy(key, newkey, *args))
         if copied:
-            source = self._server.dbs[self._db_num]
-            source[key.key] = deepcopy(source[key.key])
+            ends = newkey.expireat
+            del newkey.db[newkey.key]  # what lies there is the source's
+            newkey.value, newkey.expireat = deepcopy(key.value), ends
         return copied
 
     def _get_server_runtime(self, server: Any) -> Any:

@@ -32,8 +32,8 @@ class RefusalsOwner(Protocol):
     def server(self) -> str:
         """What errors call the server."""
 
-    def resume(self, entries: list[Entry], *, elsewhere: bool) -> None:
-        """Send the entries again; `elsewhere`: over a new connection."""
+    def resume(self, entries: list[Entry], *, elsewhere: ErrorReply | None) -> None:
+        """Send the entries again; `elsewhere`: over a new connection, because of this refusal."""
 
 
 class Refusals:
@@ -45,7 +45,7 @@ class Refusals:
         self._lane = lane
         self._backoff = Backoff.within(lane.options.retry_budget)
         self._resume_at = 0.0
-        self._elsewhere = False
+        self._elsewhere: ErrorReply | None = None
         self.again: list[Entry] = []
         """To be sent again at once."""
         self.deferred: list[Entry] = []
@@ -68,12 +68,13 @@ class Refusals:
             logger.warning("%s: %s; trying again soon", self._lane.server, reply.text)
             asyncio.get_running_loop().call_later(self._resume_at - now, self._resume)
         self.deferred.append(entry)
-        self._elsewhere |= code == "READONLY"
+        if code == "READONLY":
+            self._elsewhere = reply
         return True
 
     def _resume(self) -> None:
         entries, self.deferred = self.deferred, []
-        elsewhere, self._elsewhere = self._elsewhere, False
+        elsewhere, self._elsewhere = self._elsewhere, None
         if entries:
             # What was the primary is a replica now: its resolver may know a better one.
             self._lane.resume(entries, elsewhere=elsewhere)

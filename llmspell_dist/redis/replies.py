@@ -17,6 +17,7 @@ from llmspell_dist.errors import (
     StorePermissionError,
     StoreProtocolError,
     StoreReadOnlyError,
+    StoreTimeoutError,
     StoreUnavailableError,
 )
 from llmspell_dist.redis.resp import ErrorReply
@@ -29,6 +30,7 @@ __all__ = [
     "RETRIED",
     "error_code",
     "error_from_reply",
+    "is_refusal",
     "nothing_ran",
     "refused_by_role",
     "system_said",
@@ -62,6 +64,9 @@ _BEFORE_ANY_WRITE = RETRIED | {
 }  # fmt: skip
 """Refusals that come before a command, or before the *first* write of a script: the server does not
 look at memory, role or disk again once a script has written."""
+
+_NO_ANSWER = (StoreTimeoutError, StoreBusyError, StoreLoadingError, StoreAuthenticationError)
+"""Whatever had been asked for: it took too long, or nothing is answered yet, or to this user."""
 
 _IN_SCRIPT = re.compile(r"@user_script|user_script:|Error running script|Error compiling script")
 _NO_RIGHT = re.compile(r"ACL failure in script|user executing the script can't")
@@ -121,6 +126,13 @@ def error_from_reply(
     else:
         cls = _CLASSES.get(code, StoreProtocolError)
     return cls(server, text, may_have_happened, operation)
+
+
+def is_refusal(error: StoreUnavailableError) -> bool:
+    """Tell whether an error is the server's answer to what was asked, not that none came."""
+    if type(error) is StoreUnavailableError:
+        return error_code(error.said) in _CLASSES
+    return not isinstance(error, _NO_ANSWER)
 
 
 def system_said(error: BaseException) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from time import monotonic, time
 from typing import Any, Protocol
@@ -67,7 +67,7 @@ class Ring:
     next sequence stays less than `WINDOW` ahead of the oldest unresolved one.
     """
 
-    __slots__ = ("_key_of", "_keys", "_next", "_touched", "_unresolved", "client")
+    __slots__ = ("_key_of", "_keys", "_next", "_touched", "_unresolved", "client", "missed")
 
     def __init__(self, key_of: RingKey) -> None:
         self.client = os.urandom(8).hex().encode()
@@ -76,6 +76,8 @@ class Ring:
         self._next = 1
         self._touched: dict[bytes, tuple[float, bool]] = {}
         self._unresolved: deque[Numbered] = deque()
+        self.missed: deque[tuple[Any, Any]] = deque(maxlen=WINDOW)
+        """Futures that were cancelled just before their outcome came, and it."""
 
     @classmethod
     def of_operation(cls, operation: Operation, key_of: RingKey, *, elapsed_s: float) -> Ring:
@@ -105,6 +107,10 @@ class Ring:
         unresolved.append(holder)
         self._next = first + count
         return first
+
+    def unresolved(self) -> Iterator[Numbered]:
+        """Return what holds numbers, the latest first."""
+        return (one for one in reversed(self._unresolved) if not one.resolved)
 
     def take_one(self) -> int:
         """Return a new sequence number, for a caller with one operation at a time."""

@@ -186,11 +186,11 @@ class Sending:
             return True
         return self._refusals.defer(entry, reply)
 
-    def resume(self, entries: list[Entry], *, elsewhere: bool) -> None:
+    def resume(self, entries: list[Entry], *, elsewhere: ErrorReply | None) -> None:
         """Send again what the server refused a while ago."""
         self.backlog.extendleft(reversed(entries))
-        if elsewhere and self._wire is not None:
-            self._wire.kill("the server became a replica")
+        if elsewhere is not None and self._wire is not None:
+            self._supervisor.leave(self._wire, error_from_reply(elsewhere, self.server))
         if self._wire is None:
             self._supervisor.wake()
         self._drain()

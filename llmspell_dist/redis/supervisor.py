@@ -157,6 +157,14 @@ class Supervisor:
         if lane.backlog or not lane.closing:
             self.wake()
 
+    def leave(self, wire: Wire, because: StoreUnavailableError) -> None:
+        """Connect anew, since the server refuses what is asked.
+
+        Who runs out of time before there is a connection is told that.
+        """
+        self._error = type(because)
+        wire.kill(because.said)
+
     # --- watching -------------------------------------------------------------------------------
 
     def _tick(self) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy
+from dataclasses import replace
 from itertools import count
-from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 from msgpack import packb
 
@@ -21,6 +22,7 @@ from llmspell_dist.errors import (
     LimitError,
 )
 from llmspell_dist.keys import KeySpace, scoped_field
+from llmspell_dist.observation import NOTHING_OBSERVED, Observer
 from llmspell_dist.redis.commands import ScriptCall
 from llmspell_dist.redis.commits import (
     Change,
@@ -86,12 +88,21 @@ class Core:
         self.default_meta = self._unfenced_meta = (
             CommitContext(actor=actor).packed if actor else b""
         )
+        self.chores: list[Callable[[], Steps[Any]]] = []
+        """What else some process of the fleet does now and then; see `housekeeping`."""
+        self.caches: list[Callable[[Commit], None]] = []
+        """Who keeps values in memory; told of what this client does to scopes without a commit."""
+        self.complained: set[str] = set()
+        """What went wrong there and was logged: once is enough."""
         self.durable_ack: Ack | None = None
         """What the class Critical waits for: the strongest level that this server can give."""
         self.fences: tuple[Fence, ...] = ()
         """The leases that every commit carries."""
         self._said_fence = b""
-        self._actor = actor
+        self.observer: Observer = NOTHING_OBSERVED
+        """Is told what this client does; chosen once, when the client is put together."""
+        self.own_actor = actor
+        """Who commits if nobody says so: this client."""
         self._scopes: dict[str | Scope, ScopeKey] = {}
         self._generation_prefix = os.urandom(6).hex()
         self._generations = count(1)
@@ -131,7 +142,7 @@ class Core:
 
     def _carry(self, fences: tuple[Fence, ...]) -> None:
         self.fences = fences
-        # One more entry of the MessagePack map, which has at most four others.
+        # One more entry of the MessagePack map, which has at most five others.
         self._said_fence = packb("f") + packb(fences[0].token) if fences else b""
         self.default_meta = self._with_fence(self._unfenced_meta)
 
@@ -144,21 +155,40 @@ class Core:
             return packed
         return bytes(((packed[0] if packed else 0x80) + 1,)) + packed[1:] + self._said_fence
 
-    def meta(self) -> bytes:
-        """Return what stands in the log about who commits now."""
+    def meta(self, scopes: Sequence[ScopeKey] = ()) -> bytes:
+        """Return what stands in the log about who commits to these scopes now."""
         said = get_context()
+        if self.observer.tracing:
+            return self._traced_meta(said, scopes)
         if said is None:
             return self.default_meta
-        if said.actor is None and self._actor is not None:
-            said = CommitContext(
-                self._actor, said.correlation_id, said.causation_id, said.traceparent
-            )
+        if said.refuse is not None:
+            said.refuse([scope.text.decode() for scope in scopes])
+        if said.actor is None and self.own_actor is not None:
+            said = replace(said, actor=self.own_actor)
+        return self._with_fence(said.packed)
+
+    def _traced_meta(self, said: CommitContext | None, scopes: Sequence[ScopeKey]) -> bytes:
+        """Return the same, with the active span where there is one."""
+        traceparent = self.observer.traceparent()
+        if said is None:
+            if traceparent is None:
+                return self.default_meta
+            packed = self.default_meta or b"\x80"
+            # One more entry of a map that has at most five others.
+            return b"%c%b\xa1t\xd97%b" % (packed[0] + 1, packed[1:], traceparent.encode())
+        if said.refuse is not None:
+            said.refuse([scope.text.decode() for scope in scopes])
+        if said.actor is None and self.own_actor is not None:
+            said = replace(said, actor=self.own_actor)
+        if traceparent is not None:
+            said = replace(said, traceparent=traceparent)
         return self._with_fence(said.packed)
 
     def actor(self) -> str | None:
         """Return who commits now, as the log has it."""
         said = get_context()
-        return self._actor if said is None or said.actor is None else said.actor
+        return self.own_actor if said is None or said.actor is None else said.actor
 
     def shards(self) -> list[str]:
         """Return the shards of the namespace."""
@@ -175,9 +205,19 @@ class Core:
         """Return a checked commit over scopes of one shard; several are a `CrossShardError`."""
         if len(scopes) > 1 and len({scope.shard for scope in scopes}) > 1:
             raise CrossShardError(scope.text.decode() for scope in scopes)
-        commit = Commit(tuple(scopes), changes, conditions, self.meta(), self.fences_for(scopes[0]))
+        meta, fences = self.meta(scopes), self.fences_for(scopes[0])
+        commit = Commit(tuple(scopes), changes, conditions, meta, fences)
         commit.check()
         return commit
+
+    def put_back(self, scopes: Iterable[Scope]) -> None:
+        """Let caches of this client forget scopes that a restore of its own has put back."""
+        if not self.caches:
+            return
+        for scope in scopes:
+            commit = Commit((self.scope_key(scope),), (change(Op.RESTORED, b"", b""),))
+            for tell in self.caches:
+                tell(commit)
 
     def fences_for(self, scope: ScopeKey) -> tuple[Fence, ...]:
         """Return the leases to carry; one of another shard than the commit's scopes is refused."""

@@ -3,6 +3,9 @@
 Every change carries the revision that its key and its scope had before, so the past of one key is a
 chain that is walked without reading the entries of other scopes. Where the chain leads before the
 oldest entry that is kept, the past is gone and that is said.
+
+What a restore has put back has a revision of its own, from before the moment at which it was there:
+the entry that says when (``RESTORED``) is found along the scope's chain.
 """
 
 from __future__ import annotations
@@ -18,7 +21,16 @@ from llmspell_dist.errors import (
     HistoryUnavailableError,
     InvalidArgumentError,
 )
-from llmspell_dist.records import ENCRYPTED, Head, Kind, StoredRecord, unpack_record
+from llmspell_dist.records import (
+    ENCRYPTED,
+    META_FIELD,
+    RESTORED,
+    Head,
+    Kind,
+    StoredRecord,
+    unpack_meta,
+    unpack_record,
+)
 from llmspell_dist.redis.commands import Command, ScriptCall
 from llmspell_dist.redis.resp import pack
 from llmspell_dist.redis.scripts import load_script
@@ -33,13 +45,13 @@ if TYPE_CHECKING:
     from llmspell_dist.state.reads import Reads
     from llmspell_dist.state.steps import Steps
 
-__all__ = ["History", "moment_of"]
+__all__ = ["NAMES", "History", "moment_of"]
 
 MAX_ENTRIES: Final = 10_000
 _AT_ONCE: Final = 100
 _LOOKED_AT: Final = 2000
 
-_NAMES: Final = {
+NAMES: Final = {
     Op.SET: "set",
     Op.DELETE: "delete",
     Op.EXPIRED: "expired",
@@ -49,8 +61,11 @@ _NAMES: Final = {
     Op.MERGE: "merge",
     Op.ADOPT: "set",
     Op.CLEAR: "clear",
+    Op.RESTORED: "restored",
 }
+"""What users see of the log, and what they call it."""
 _GONE: Final = frozenset((Op.DELETE, Op.EXPIRED, Op.CLEAR))
+_OF_ALL_KEYS: Final = frozenset((Op.CLEAR, Op.RESTORED))
 
 
 class Walk(NamedTuple):
@@ -77,6 +92,7 @@ class History:
     def __init__(self, core: Core, reads: Reads) -> None:
         self.core = core
         self.reads = reads
+        self._said: tuple[dict[str, Any], CommitContext] = ({}, CommitContext())
 
     def _walk(
         self, scope: ScopeKey, field: bytes, cursor: bytes, upto: bytes, most: int
@@ -110,7 +126,7 @@ class History:
             walk = yield from self._walk(scope_key, field, cursor, b"", most)
             for entry in walk.entries:
                 changes += [
-                    self._change(entry, logged, name)
+                    self.change(entry, logged, name)
                     for logged in reversed(entry.changes)
                     if _concerns(logged, scope_key.scope.text, name)
                 ]
@@ -119,7 +135,8 @@ class History:
                 break
         return changes[:limit]
 
-    def _change(self, entry: LogEntry, logged: LoggedChange, key: str) -> Change:
+    def change(self, entry: LogEntry, logged: LoggedChange, key: str) -> Change:
+        """Return what the user gets for a frame."""
         try:
             has_value, value, removed = self._written(logged)
         except CipherNotConfiguredError:
@@ -128,7 +145,7 @@ class History:
         return Change(
             scope=logged.scope,
             key=key,
-            op=_NAMES[Op(logged.op)],
+            op=NAMES[Op(logged.op)],
             revision=entry.revision,
             time=entry.revision.time,
             has_value=has_value,
@@ -136,15 +153,21 @@ class History:
             removed=removed,
             previous=logged.previous,
             expires=from_ms(logged.expires_ms) if logged.expires_ms else None,
-            state_class=StateClass(logged.state_class) if logged.op != Op.CLEAR else None,
+            state_class=None if logged.op in _OF_ALL_KEYS else StateClass(logged.state_class),
             operation=entry.operation,
-            context=CommitContext.from_wire(entry.meta),
+            context=self._context(entry.meta),
         )
+
+    def _context(self, meta: dict[str, Any]) -> CommitContext:
+        """Return what was said about a commit; one after the other they mostly say the same."""
+        if meta != self._said[0]:
+            self._said = meta, CommitContext.from_wire(meta)
+        return self._said[1]
 
     def _written(self, logged: LoggedChange) -> tuple[bool, Any, tuple[Any, ...]]:
         """Return what a change wrote, as far as the log tells."""
         payload, op = logged.payload, logged.op
-        if payload is None or op in _GONE or op == Op.TTL:
+        if payload is None or op in _GONE or op in (Op.TTL, Op.RESTORED):
             return False, None, ()
         if op in (Op.SET, Op.INCREMENT):
             return True, self.decode(logged, payload), ()
@@ -191,24 +214,24 @@ class History:
         field = field_of(scope_key, key)
         moment = moment_of(at)
         raw = yield Command(pack(b"HGET", scope_key.hash, field), "HGET")
-        if raw is not None:
-            stored = unpack_record(raw, scope_key.scope.text, key)
-            if stored.revision <= moment:
-                if 0 < stored.expires_ms <= moment.ms and stored.revision != moment:
-                    return default
-                found = yield from self.reads.find(scope, key)
-                if found is not None and found.stored.revision == stored.revision:
-                    return found.value
+        stored = None if raw is None else unpack_record(raw, scope_key.scope.text, key)
+        if stored is not None and (yield from self._was_there(scope_key, stored, moment)):
+            there, value = yield from self._present(scope_key, key, stored, moment, default)
+            if there:
+                return value
         rebuilt = _Rebuilt(self, scope_key, field.decode())
         cursor, most = b"", 1
         while True:
             walk = yield from self._walk(scope_key, field, cursor, moment.packed, most)
             for entry in walk.entries:
                 if rebuilt.take(entry, moment):
+                    if rebuilt.restored:
+                        return (yield from self._restored(scope_key, key, entry, moment, default))
                     return (yield from rebuilt.value(default))
             if walk.ended == "trimmed":
-                reason = "the log no longer reaches back that far"
-                raise HistoryUnavailableError(scope_key.scope.text, key, reason)
+                return (
+                    yield from self._beyond(scope_key, key, stored, rebuilt, walk, moment, default)
+                )
             if walk.ended == "end":
                 if rebuilt.begun:
                     reason = "the log does not hold its first value"
@@ -216,6 +239,85 @@ class History:
                 yield from self._check_not_forgotten(scope_key, key, moment)
                 return default
             cursor, most = walk.cursor, _AT_ONCE
+
+    def _was_there(self, scope: ScopeKey, stored: StoredRecord, moment: Revision) -> Steps[bool]:
+        """Whether a record surely lay there at a moment, if it has not changed since."""
+        if stored.revision > moment or not stored.flags & RESTORED:
+            return stored.revision <= moment
+        # When a restore put it there, its revision does not say.
+        raw = yield Command(pack(b"HGET", scope.hash, META_FIELD), "HGET")
+        revision = unpack_meta(raw, scope.scope.text).revision
+        return revision is not None and revision <= moment
+
+    def _present(
+        self, scope: ScopeKey, key: str, stored: StoredRecord, moment: Revision, default: Any
+    ) -> Steps[tuple[bool, Any]]:
+        """Return whether a record is still there, and the value that it had at a moment."""
+        if 0 < stored.expires_ms <= moment.ms and stored.revision != moment:
+            return True, default
+        found = yield from self.reads.find(scope.scope, key)
+        if found is None or found.stored.revision != stored.revision:
+            return False, None
+        return True, found.value
+
+    def _beyond(
+        self,
+        scope: ScopeKey,
+        key: str,
+        stored: StoredRecord | None,
+        rebuilt: _Rebuilt,
+        walk: Walk,
+        moment: Revision,
+        default: Any,
+    ) -> Steps[Any]:
+        """Return the value at a moment if what the log no longer has does not matter."""
+        restored = stored is not None and stored.flags & RESTORED and not rebuilt.begun
+        # It was put back no later than the entry that is missing.
+        if stored is not None and restored and Revision.parse(walk.cursor) <= moment:
+            there, value = yield from self._present(scope, key, stored, moment, default)
+            if there:
+                return value
+        reason = "the log no longer reaches back that far"
+        raise HistoryUnavailableError(scope.scope.text, key, reason)
+
+    def _restored(
+        self, scope: ScopeKey, key: str, by: LogEntry, moment: Revision, default: Any
+    ) -> Steps[Any]:
+        """Return the value that a restore put there: the log does not hold it.
+
+        It is there yet, or the first change after it tells whether there was one.
+        """
+        name, field = scope.scope.text, field_of(scope, key)
+        raw = yield Command(pack(b"HGET", scope.hash, field), "HGET")
+        newer = yield from self._first_after(scope, field, by.revision)
+        if newer is None:
+            if raw is None:
+                return default
+            stored = unpack_record(raw, name, key)
+            if stored.flags & RESTORED:
+                there, value = yield from self._present(scope, key, stored, moment, default)
+                if there:
+                    return value
+        elif newer.op not in _OF_ALL_KEYS and newer.previous is None:
+            return default
+        raise HistoryUnavailableError(name, key, "the log does not hold what a restore put there")
+
+    def _first_after(
+        self, scope: ScopeKey, field: bytes, revision: Revision
+    ) -> Steps[LoggedChange | None]:
+        """Return the first change of a key after a revision."""
+        name, first, cursor = field.decode(), None, b""
+        while True:
+            walk = yield from self._walk(scope, field, cursor, b"", _AT_ONCE)
+            for entry in walk.entries:
+                if entry.revision <= revision:
+                    return first
+                for logged in reversed(entry.changes):
+                    if _concerns(logged, scope.scope.text, name):
+                        first = logged
+            if walk.ended != "more":
+                return first
+            cursor = walk.cursor
 
     def _check_not_forgotten(self, scope: ScopeKey, key: str, moment: Revision) -> Steps[None]:
         """Tell a key that was not there from one whose scope the sweeper has forgotten."""
@@ -234,6 +336,8 @@ class _Rebuilt:
         self.scope = scope
         self.key = key
         self.begun = False
+        self.restored = False
+        """Whether a restore of the whole scope was last."""
         self._merges: list[LoggedChange] = []
         self._base: LoggedChange | None = None
         self._gone = False
@@ -249,6 +353,12 @@ class _Rebuilt:
                 return True
             if logged.op in _GONE:
                 self._gone = not self.begun
+                return True
+            if logged.op == Op.RESTORED:
+                if self.begun:
+                    reason = "the log does not hold what a restore put there"
+                    raise HistoryUnavailableError(self.scope.scope.text, self.key, reason)
+                self.restored = True
                 return True
             self.begun = True
             if logged.op == Op.TTL:
@@ -315,7 +425,7 @@ def _as_stored(logged: LoggedChange) -> StoredRecord:
 
 
 def _concerns(logged: LoggedChange, scope: str, key: str) -> bool:
-    return logged.scope == scope and (logged.key == key or logged.op == Op.CLEAR)
+    return logged.scope == scope and (logged.key == key or logged.op in _OF_ALL_KEYS)
 
 
 def _adopted(payload: bytes) -> Elements:

@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
+from inspect import isgenerator
 from types import TracebackType
-from typing import Any, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from llmspell_dist.ack import Ack
 from llmspell_dist.classes import StateClass
-from llmspell_dist.errors import ConflictError, InvalidArgumentError
+from llmspell_dist.errors import ClosedError, ConflictError, InvalidArgumentError, SpellError
+from llmspell_dist.observation import HotTracing
 from llmspell_dist.redis.commits import Commit, read_revision
 from llmspell_dist.redis.retry import Backoff
 from llmspell_dist.redis.ring import Operation
 from llmspell_dist.revision import Revision
 from llmspell_dist.scope import Scope, ScopeKind
 from llmspell_dist.state.driver import AsyncDriver
-from llmspell_dist.state.history import History
-from llmspell_dist.state.model import Change, Page, Record, ScopeStat
-from llmspell_dist.state.partial import Partial
-from llmspell_dist.state.reads import NOT_PLAIN, Reads
-from llmspell_dist.state.scopes import PAGE_KEYS, Scopes
+from llmspell_dist.state.interception import NOTHING_SEEN, FollowedCommit, Interceptor
+from llmspell_dist.state.model import Change, Page, Record, ScopeStat, Snapshot
+from llmspell_dist.state.near import ABSENT, MISS, NearReads
+from llmspell_dist.state.reads import NOT_PLAIN
+from llmspell_dist.state.scopes import PAGE_KEYS
+from llmspell_dist.state.seen.batches import SeenTransactionSteps
+from llmspell_dist.state.seen.reads import SeenHistory, SeenReads
+from llmspell_dist.state.seen.scopes import SeenScopes
+from llmspell_dist.state.seen.writes import SeenPartial, SeenWrites
 from llmspell_dist.state.transactions import TransactionSteps
-from llmspell_dist.state.writes import ANY, Writes, _Any
+from llmspell_dist.state.writes import ANY, _Any
 from llmspell_dist.ttl import KEEP, TTL
+
+if TYPE_CHECKING:
+    from llmspell_dist.watch.service import Watches
+    from llmspell_dist.watch.watch import OnTrimmed, Watch
 
 __all__ = ["StateManager", "Transaction"]
 
@@ -45,17 +55,28 @@ class StateManager:
     `OutcomeUnknownError` when nobody can tell whether a write happened (see `retry`).
     """
 
-    def __init__(self, driver: AsyncDriver) -> None:
+    def __init__(
+        self,
+        driver: AsyncDriver,
+        *,
+        watches: Watches | None = None,
+        near: NearReads | None = None,
+        seen: Interceptor = NOTHING_SEEN,
+    ) -> None:
         self._driver = driver
+        self._watches = watches
+        self._near = near
+        self._seen = seen
         core = driver.core
-        self._reads = Reads(core)
-        self._writes = Writes(core, self._reads)
-        self._partial = Partial(core, self._reads)
-        self._scopes = Scopes(core, self._reads)
-        self._history = History(core, self._reads)
+        self._reads = SeenReads(core, seen)
+        self._writes = SeenWrites(core, self._reads, seen)
+        self._partial = SeenPartial(core, self._reads, seen)
+        self._scopes = SeenScopes(core, self._reads, seen)
+        self._history = SeenHistory(core, self._reads, seen)
         self._run = driver.run
         self._submit = driver.submit
         self._commit = driver.commit
+        self._traced: HotTracing | None = None
 
     def __repr__(self) -> str:
         core = self._driver.core
@@ -79,7 +100,19 @@ class StateManager:
         With `as_type` (a dataclass, msgspec Struct or pydantic model) the value comes as that.
         Raises `CorruptRecordError` for a record that cannot be read.
         """
+        traced = self._traced
+        if traced is not None and (traced.wants() if traced.context() else traced.root()):
+            return await traced.get(scope, key, default, as_type=as_type)
         reads = self._reads
+        if self._seen.reading:
+            return await self._run(reads.seen_get(scope, key, default, as_type))
+        near = self._near
+        if near is not None:
+            value = near.look(scope, key)
+            if value is MISS and (steps := near.read(scope, key)) is not None:
+                value = await self._run(steps)
+            if value is not MISS:
+                return near.given(value, default, as_type)
         raw = await self._submit(reads.get_request(scope, key))
         if raw is None:
             return default
@@ -93,7 +126,11 @@ class StateManager:
         self, scope: str | Scope, key: str, *, as_type: type | None = None
     ) -> Record | None:
         """Return the value of a key with revision, times, class and schema version, or None."""
-        return await self._run(self._reads.get_record(scope, key, as_type))
+        reads = self._reads
+        if self._seen.reading:
+            return await self._run(reads.get_record(scope, key, as_type))
+        raw = await self._submit(reads.get_request(scope, key))
+        return None if raw is None else await self._run(reads.record_of(scope, key, raw, as_type))
 
     async def set(
         self,
@@ -112,13 +149,36 @@ class StateManager:
         has is kept. `ack`: what to wait for; if the level is not reached in time,
         `AckNotReachedError` says so, and the write has happened all the same.
         """
-        prepared = self._writes.prepare_set(
-            scope, key, value, ttl, state_class, schema_version, ack
-        )
+        traced = self._traced
+        if traced is not None and (traced.wants() if traced.context() else traced.root()):
+            made: Revision = await traced.set(
+                *(scope, key, value),
+                ttl=ttl,
+                state_class=state_class,
+                schema_version=schema_version,
+                ack=ack,
+            )
+            return made
+        prepare = self._writes.seen_set if self._seen.writing else self._writes.prepare_set
+        prepared = prepare(scope, key, value, ttl, state_class, schema_version, ack)
         if isinstance(prepared, Commit):
             outcome = await self._commit(prepared)
             return read_revision(outcome, prepared, self._driver.core.server)
-        return await self._run(prepared)
+        if not isinstance(prepared, FollowedCommit):
+            return await self._run(prepared)
+        given: Any
+        try:
+            outcome = await self._driver.followed(prepared)
+            given = read_revision(outcome, prepared.commit, self._driver.core.server)
+        except SpellError as error:
+            given = prepared.failed(error)
+        else:
+            given = prepared.ended(given)
+        if isgenerator(given):
+            steps: Any = given
+            given = await self._run(steps, prepared)
+        revision: Revision = given
+        return revision
 
     async def set_if_absent(
         self,
@@ -172,6 +232,9 @@ class StateManager:
 
     async def exists(self, scope: str | Scope, key: str) -> bool:
         """Return whether a key has a value that has not expired."""
+        near = None if self._seen.reading else self._near
+        if near is not None and (value := near.look(scope, key)) is not MISS:
+            return value is not ABSENT
         return await self._run(self._reads.exists(scope, key))
 
     async def increment(
@@ -274,6 +337,8 @@ class StateManager:
         self, scope: str | Scope, keys: Iterable[str], *, as_type: type | None = None
     ) -> dict[str, Any]:
         """Return the values of those of up to 1,000 keys that have one, in one round trip."""
+        if self._near is not None and as_type is None and not self._seen.reading:
+            return await self._run(self._near.read_many(scope, keys))
         return await self._run(self._reads.get_many(scope, keys, as_type))
 
     async def set_many(
@@ -379,17 +444,25 @@ class StateManager:
 
         `kind` is one of the nine; `prefix` one of the printed scope (``"agent:team-"``).
         """
-        for shard in self._driver.core.shards():
-            cursor = None
-            while True:
-                page = await self._run(
-                    self._scopes.scopes_page(shard, cursor, PAGE_KEYS, kind, prefix)
-                )
-                for scope in page.items:
-                    yield scope
-                cursor = page.cursor
-                if cursor is None:
-                    break
+        cursor = None
+        while True:
+            page = await self.scopes_page(cursor=cursor, kind=kind, prefix=prefix)
+            for scope in page.items:
+                yield scope
+            cursor = page.cursor
+            if cursor is None:
+                return
+
+    async def scopes_page(
+        self,
+        *,
+        cursor: str | None = None,
+        limit: int = PAGE_KEYS,
+        kind: ScopeKind | str | None = None,
+        prefix: str | None = None,
+    ) -> Page[Scope]:
+        """Return some scopes that have keys, and the cursor of the next page."""
+        return await self._run(self._scopes.every_page(cursor, limit, kind, prefix))
 
     # --- whole scopes
 
@@ -440,8 +513,13 @@ class StateManager:
         At the end of the block everything is committed at once, or `ConflictError` says what had
         changed since it was read and nothing is. An exception in the block discards it.
         """
-        steps = TransactionSteps(self._driver.core, self._reads, self._writes, self._partial)
+        steps = SeenTransactionSteps(
+            self._driver.core, self._reads, self._writes, self._partial, self._seen
+        )
         steps.ack = ack
+        return self._begun(steps)
+
+    def _begun(self, steps: TransactionSteps) -> Transaction:
         return Transaction(self._driver, steps)
 
     async def run_transaction(
@@ -478,6 +556,62 @@ class StateManager:
             rule = "must be the operation of an OutcomeUnknownError"
             raise InvalidArgumentError("operation", operation, rule)
         return await self._driver.settle(operation)
+
+    # --- watching
+
+    def watch(
+        self,
+        scope: str | Scope,
+        *,
+        prefix: str | None = None,
+        since: Revision | Change | None = None,
+        on_trimmed: OnTrimmed = "raise",
+    ) -> Watch:
+        """Watch a scope: ``async for change in state.watch("agent:alice")``.
+
+        Every change of every key (that begins with `prefix`) comes once, in the order of the
+        commits, over lost connections, restarts of the server and slow consumers. ``async with``
+        returns once the server has confirmed the subscription. `since`: go on after a revision or
+        change that was seen before; ``Revision(0, 0)``: from the first change; None: from now.
+
+        Raised while iterating: `WatchTrimmedError` if the log no longer reaches back, unless
+        `on_trimmed` is ``"snapshot"``: then a change with the op ``reset`` comes, one ``snapshot``
+        for each key that is there, and then what happened since; `HistoryDivergedError` if the
+        server has lost commits that were seen, as in a failover. The same ``reset`` and snapshot
+        come, whatever `on_trimmed` says, when a restore has put the scope back as it once was.
+        """
+        return self._watching().open(scope, prefix, since, on_trimmed)
+
+    async def wait_for(
+        self,
+        scope: str | Scope,
+        key: str,
+        predicate: Callable[[Any], Any],
+        *,
+        timeout: float | timedelta | None = None,
+    ) -> Any:
+        """Wait until a key has a value that `predicate` accepts, and return that value.
+
+        It is asked first about the value that is there, then about each new one; None stands for a
+        key that has no value. What the log no longer holds after a lost connection is passed over:
+        the value that is there by then is asked about. `timeout`: seconds or a timedelta, then
+        `WaitTimeoutError`, which is a `TimeoutError` too. `HistoryDivergedError` if the server lost
+        writes meanwhile.
+        """
+        return await self._watching().wait_for(scope, key, predicate, timeout)
+
+    async def snapshot(self, scope: str | Scope) -> Snapshot:
+        """Return everything in a scope as of one moment, and the revision of that moment.
+
+        A watch `since` that revision brings what happens after it. At most 1,000 keys and 1 MiB;
+        a larger scope is a `LimitError`.
+        """
+        return await self._run(self._reads.snapshot(scope))
+
+    def _watching(self) -> Watches:
+        if self._watches is None:
+            raise ClosedError("this shared state belongs to no client, and cannot watch")
+        return self._watches
 
 
 class Transaction:
@@ -566,6 +700,13 @@ class Transaction:
     def expire(self, scope: str | Scope, key: str, ttl: TTL) -> None:
         """Let a key end after `ttl` from the commit on; None lets it stay."""
         self._steps.expire(scope, key, ttl)
+
+    def expect(self, scope: str | Scope, key: str, revision: Revision | None) -> None:
+        """Let the commit fail unless a key is still at `revision`, or (None) still absent.
+
+        For what was read outside of the transaction, even by another process.
+        """
+        self._steps.expect(scope, key, revision)
 
     async def __aenter__(self) -> Self:
         return self

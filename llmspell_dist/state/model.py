@@ -10,7 +10,7 @@ from llmspell_dist.classes import StateClass
 from llmspell_dist.context import CommitContext
 from llmspell_dist.revision import Revision
 
-__all__ = ["Change", "Page", "Record", "ScopeStat"]
+__all__ = ["Change", "Page", "Record", "ScopeStat", "Snapshot"]
 
 T = TypeVar("T")
 
@@ -47,7 +47,9 @@ class Change:
     scope: str
     key: str
     op: str
-    """set, increment, append, merge, ttl, delete, expired or clear."""
+    """set, increment, append, merge, ttl, delete, expired, clear or restored (by a restore of the
+    whole scope); from a watch that had to begin anew also reset (forget everything) and snapshot
+    (what is there)."""
     revision: Revision
     time: datetime
     has_value: bool
@@ -72,6 +74,16 @@ class Change:
     def correlation_id(self) -> str | None:
         """What the change belongs to."""
         return self.context.correlation_id
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything in a scope as of one moment."""
+
+    scope: str
+    revision: Revision
+    """The last commit that is in it, to watch from; ``Revision(0, 0)``: there was none."""
+    values: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)

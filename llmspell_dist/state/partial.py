@@ -152,6 +152,10 @@ class Partial:
         parts += [len(part).to_bytes(4, "big") + part for part in removed]
         return self._change(Op.MERGE, Kind.MAP, field, b"".join(parts), state_class, ttl, scope)
 
+    def generation_of(self, one: Change) -> str:
+        """Return where the elements lie if an append or merge begins its list or map."""
+        return one.payload[1 : 1 + one.payload[0]].decode()
+
     def _change(
         self,
         op: Op,

@@ -22,6 +22,7 @@ from llmspell_dist.records import (
     MIN_HEADER,
     Head,
     Kind,
+    ScopeMeta,
     StoredRecord,
     unpack_head,
     unpack_meta,
@@ -30,10 +31,10 @@ from llmspell_dist.records import (
 from llmspell_dist.redis.commands import Command, ScriptCall
 from llmspell_dist.redis.resp import pack
 from llmspell_dist.redis.scripts import load_script
-from llmspell_dist.revision import from_ms
+from llmspell_dist.revision import BEGINNING, from_ms
 from llmspell_dist.state.core import checked_keys, field_of
 from llmspell_dist.state.large import NOT_LARGE, Collector
-from llmspell_dist.state.model import Record, ScopeStat
+from llmspell_dist.state.model import Record, ScopeStat, Snapshot
 from llmspell_dist.typed import from_builtin
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ _RESTARTS: Final = 5
 _PIECES: Final = 4
 
 _VALUE, _NUMBER = int(Kind.VALUE), int(Kind.NUMBER)
+_CLASSES: Final = {int(one): one for one in StateClass}
+_KIND_NAMES: Final = {int(kind): kind.name.lower() for kind in Kind}
 _LIST, _MAP, _BLOB = int(Kind.LIST), int(Kind.MAP), int(Kind.BLOB)
 
 
@@ -109,6 +112,14 @@ class Reads:
     ) -> Steps[Record | None]:
         """Return the value of a key with all that is known about it."""
         found = yield from self.find(scope, key)
+        return None if found is None else self.record(scope, key, found, as_type)
+
+    def record_of(
+        self, scope: str | Scope, key: str, raw: bytes, as_type: type | None
+    ) -> Steps[Record | None]:
+        """As `get_record`, of a key of which a plain read gave `raw`."""
+        scope_key = self.core.scope_key(scope)
+        found = yield from self.judge(scope_key, key, field_of(scope_key, key), raw)
         return None if found is None else self.record(scope, key, found, as_type)
 
     def find(self, scope: str | Scope, key: str) -> Steps[Found | None]:
@@ -253,11 +264,11 @@ class Reads:
                 from_ms(stored.created_ms),
                 stored.revision.time,
                 from_ms(stored.expires_ms) if stored.expires_ms else None,
-                StateClass(stored.state_class),
+                _CLASSES[stored.state_class],
                 stored.schema_version,
-                Kind(stored.kind).name.lower(),
+                _KIND_NAMES[stored.kind],
             )
-        except (ValueError, OverflowError) as error:  # a class or a year that there is not
+        except (LookupError, ValueError, OverflowError) as error:  # a class, a year: none such
             raise CorruptRecordError(name, key, f"its header makes no sense: {error}") from None
 
     def exists(self, scope: str | Scope, key: str) -> Steps[bool]:
@@ -316,7 +327,7 @@ class Reads:
                         break
             else:
                 return values
-        found = yield from self._judge_many(scope_key, fields, raws)
+        found = yield from self.judge_many(scope_key, fields, raws)
         if as_type is None:
             return {key: record.value for key, record in found.items()}
         return {key: from_builtin(as_type, record.value) for key, record in found.items()}
@@ -329,9 +340,9 @@ class Reads:
         if not fields:
             return {}
         raws = yield self._many_call(scope, fields)
-        return (yield from self._judge_many(scope, fields, raws))
+        return (yield from self.judge_many(scope, fields, raws))
 
-    def _judge_many(
+    def judge_many(
         self, scope: ScopeKey, fields: dict[str, bytes], raws: list[bytes | None]
     ) -> Steps[dict[str, Found]]:
         """Decode what a plain read of a batch gave; ask the server where that cannot be enough."""
@@ -373,6 +384,19 @@ class Reads:
 
     def get_all(self, scope: str | Scope) -> Steps[dict[str, Any]]:
         """Everything in a scope of at most 1,000 keys and 1 MiB, as of one moment."""
+        _, found = yield from self.everything(scope, "get_all")
+        return {key: one.value for key, one in found.items()}
+
+    def snapshot(self, scope: str | Scope) -> Steps[Snapshot]:
+        """As `get_all`, with the revision of that moment."""
+        meta, found = yield from self.everything(scope, "snapshot")
+        values = {key: one.value for key, one in found.items()}
+        return Snapshot(self.core.scope_key(scope).scope.text, meta.revision or BEGINNING, values)
+
+    def everything(
+        self, scope: str | Scope, call_name: str
+    ) -> Steps[tuple[ScopeMeta, dict[str, Found]]]:
+        """Return the scope's own record and all others, of one moment."""
         scope_key = self.core.scope_key(scope)
         arguments = (b"%d" % INLINE_BYTES, b"%d" % ALL_KEYS, b"%d" % ALL_BYTES)
         call = ScriptCall(load_script("read"), (scope_key.hash,), arguments, bulk=True)
@@ -381,9 +405,9 @@ class Reads:
         rest = answer[2:]
         if len(rest) == 1 and rest[0].startswith(b"TOOLARGE"):
             if meta.count > ALL_KEYS:
-                raise LimitError("keys in get_all (use items())", meta.count, ALL_KEYS)
-            raise LimitError("bytes in get_all (use items())", meta.size, ALL_BYTES)
-        values = {}
+                raise LimitError(f"keys in {call_name} (use items())", meta.count, ALL_KEYS)
+            raise LimitError(f"bytes in {call_name} (use items())", meta.size, ALL_BYTES)
+        every = {}
         for field, raw, elements in _triples(rest):
             key = field.decode()
             stored = unpack_record(raw, scope_key.scope.text, key)
@@ -391,8 +415,8 @@ class Reads:
             if found is None:
                 found = yield from self._ask(scope_key, key, field)
             if found is not None:
-                values[key] = found.value
-        return values
+                every[key] = found
+        return meta, every
 
     # --- whole scopes
 

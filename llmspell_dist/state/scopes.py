@@ -1,17 +1,21 @@
-"""Whole scopes: listing keys and scopes page by page, clearing, copying, moving."""
+"""Whole scopes: listing keys and scopes page by page, clearing, copying, moving.
+
+The server's cursor is a place in the hash table of one server process; after a restart or failover
+another one answers, whose table is laid out differently. So a page's cursor names the process, too:
+at another one the scripts begin again, and what went through it sees every key that stays.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from llmspell_dist.changes import Op
 from llmspell_dist.errors import ConflictError, InvalidArgumentError
 from llmspell_dist.records import Kind, unpack_meta, unpack_record
-from llmspell_dist.redis.commands import Command, ScriptCall
+from llmspell_dist.redis.commands import ScriptCall
 from llmspell_dist.redis.commits import MAX_COMMIT_BYTES, ConditionMode, change, condition
-from llmspell_dist.redis.resp import pack
 from llmspell_dist.redis.retry import Backoff
 from llmspell_dist.redis.scripts import load_script
 from llmspell_dist.scope import Scope, ScopeKind
@@ -21,7 +25,7 @@ from llmspell_dist.state.steps import Pause
 if TYPE_CHECKING:
     from llmspell_dist.redis.commits import ScopeKey
     from llmspell_dist.state.core import Core
-    from llmspell_dist.state.reads import Reads
+    from llmspell_dist.state.reads import Found, Reads
     from llmspell_dist.state.steps import Steps
 
 __all__ = ["PAGE_KEYS", "Scopes", "glob_of"]
@@ -34,6 +38,7 @@ KEYS_ONLY, WITH_RECORDS, WITH_SIZES = b"0", b"1", b"2"
 """What a scan gives beside the keys."""
 _ATTEMPTS: Final = 32
 _CURSOR: Final = re.compile(r"[0-9]{1,20}", re.ASCII).fullmatch
+_PROCESS: Final = re.compile(r"[0-9a-f]{0,40}", re.ASCII).fullmatch
 _GLOB_SPECIAL: Final = frozenset("*?[]\\^")
 
 
@@ -64,6 +69,33 @@ def check_page(cursor: str | None, limit: int) -> bytes:
     return cursor.encode()
 
 
+def split_cursor(cursor: str | None, limit: int) -> tuple[bytes, bytes]:
+    """Validate where a page begins and how long it is; the server's cursor, and who gave it."""
+    if cursor is None:
+        return check_page(None, limit), b""
+    where, dash, process = cursor.partition("-") if isinstance(cursor, str) else ("", "", "")
+    if not dash or not _PROCESS(process):
+        raise InvalidArgumentError("cursor", cursor, "must be one that a page returned")
+    return check_page(where, limit), process.encode()
+
+
+class Stretch(NamedTuple):
+    """What a scan gave at once."""
+
+    found: list[Any]
+    cursor: str | None
+    """What to go on with; None: that was all."""
+    again: bool
+    """Whether it is the beginning, because the cursor was one of another server process."""
+
+    @classmethod
+    def read(cls, reply: list[Any], start: bytes, asked: bytes) -> Stretch:
+        """Read what a scanning script answered."""
+        following, process, *found = reply
+        cursor = None if following == b"0" else f"{following.decode()}-{process.decode()}"
+        return cls(found, cursor, start != b"0" and process != asked)
+
+
 class Scopes:
     """The operations on whole scopes, as steps."""
 
@@ -82,8 +114,8 @@ class Scopes:
         match: str | None,
     ) -> Steps[Page[str]]:
         """Return some keys of a scope, in no order."""
-        page, following = yield from self._scan(scope, cursor, limit, prefix, match)
-        return Page([field.decode() for field in page], following)
+        page = yield from self._scan(scope, cursor, limit, prefix, match)
+        return Page([field.decode() for field in page.found], page.cursor)
 
     def items_page(
         self,
@@ -94,10 +126,22 @@ class Scopes:
         match: str | None,
     ) -> Steps[Page[tuple[str, Any]]]:
         """Return some keys of a scope with their values, in no order."""
+        page = yield from self.found_page(scope, cursor, limit, prefix, match)
+        return Page([(key, one.value) for key, one in page.found], page.cursor)
+
+    def found_page(
+        self,
+        scope: str | Scope,
+        cursor: str | None,
+        limit: int,
+        prefix: str | None,
+        match: str | None = None,
+    ) -> Steps[Stretch]:
+        """Return some keys of a scope with their records (`Found`), in no order."""
         scope_key = self.core.scope_key(scope)
-        flat, following = yield from self._scan(scope, cursor, limit, prefix, match, WITH_RECORDS)
-        items: list[tuple[str, Any]] = []
-        for field, raw in zip(flat[::2], flat[1::2], strict=True):
+        page = yield from self._scan(scope, cursor, limit, prefix, match, WITH_RECORDS)
+        items: list[tuple[str, Found]] = []
+        for field, raw in zip(page.found[::2], page.found[1::2], strict=True):
             key = field.decode()
             stored = unpack_record(raw, scope_key.scope.text, key)
             if stored.kind <= Kind.NUMBER:
@@ -105,8 +149,8 @@ class Scopes:
             else:
                 found = yield from self.reads.find(scope, key)
             if found is not None:
-                items.append((key, found.value))
-        return Page(items, following)
+                items.append((key, found))
+        return page._replace(found=items)
 
     def _scan(
         self,
@@ -116,19 +160,18 @@ class Scopes:
         prefix: str | None,
         match: str | None,
         form: bytes = KEYS_ONLY,
-    ) -> Steps[tuple[list[Any], str | None]]:
+    ) -> Steps[Stretch]:
         scope_key = self.core.scope_key(scope)
-        start = check_page(cursor, limit)
+        start, process = split_cursor(cursor, limit)
         arguments = (
             start,
             glob_of(prefix, match).encode("utf-8", "replace"),
             b"%d" % limit,
             form,
+            process,
         )
-        following, *rest = yield ScriptCall(
-            load_script("scan"), (scope_key.hash,), arguments, bulk=True
-        )
-        return rest, None if following == b"0" else following.decode()
+        reply = yield ScriptCall(load_script("scan"), (scope_key.hash,), arguments, bulk=True)
+        return Stretch.read(reply, start, process)
 
     def scopes_page(
         self,
@@ -139,22 +182,39 @@ class Scopes:
         prefix: str | None,
     ) -> Steps[Page[Scope]]:
         """Return some scopes of a shard that have keys, in no order."""
-        start = check_page(cursor, limit)
-        wanted = None if kind is None else _kind(kind)
+        start, process = split_cursor(cursor, limit)
+        wanted = None if kind is None else kind_of(kind)
         due = self.core.keyspace.due(shard)
-        request: list[bytes | str | int] = [b"ZSCAN", due, start, b"COUNT", limit]
-        pattern = _scope_glob(wanted, prefix)
-        if pattern:
-            request += [b"MATCH", pattern.encode()]
-        following, flat = yield Command(pack(*request), "ZSCAN", bulk=True)
+        arguments = (start, process, _scope_glob(wanted, prefix).encode(), b"%d" % limit)
+        reply = yield ScriptCall(load_script("scan_set"), (due,), arguments, bulk=True)
+        page = Stretch.read(reply, start, process)
         found: list[Scope] = []
-        for text in flat[::2]:
+        for text in page.found:
             scope = Scope.parse(text.decode())
             if wanted is None or scope.kind is wanted:
                 found.append(scope)
         counts = yield [self._count_call(scope) for scope in found]
         filled = [scope for scope, (count, _) in zip(found, counts, strict=True) if count]
-        return Page(filled, None if following == b"0" else following.decode())
+        return Page(filled, page.cursor)
+
+    def every_page(
+        self, cursor: str | None, limit: int, kind: ScopeKind | str | None, prefix: str | None
+    ) -> Steps[Page[Scope]]:
+        """Return some scopes of all shards, one shard after the other; the cursor names it."""
+        shards = self.core.shards()
+        shard, inner = shards[0], None
+        if cursor is not None:
+            shard, dot, rest = cursor.partition(".") if isinstance(cursor, str) else ("", "", "")
+            if not dot or shard not in shards:
+                raise InvalidArgumentError("cursor", cursor, "must be one that a page returned")
+            inner = rest or None
+        page = yield from self.scopes_page(shard, inner, limit, kind, prefix)
+        following = None
+        if page.cursor is not None:
+            following = f"{shard}.{page.cursor}"
+        elif shard != shards[-1]:
+            following = f"{shards[shards.index(shard) + 1]}."
+        return Page(page.items, following)
 
     def _count_call(self, scope: Scope) -> ScriptCall:
         keys = (self.core.keyspace.scope(scope), self.core.keyspace.ttl(scope))
@@ -187,7 +247,7 @@ class Scopes:
             sizes: dict[bytes, int] = {}
             cursor = None
             while True:  # a hash that was large once may be scanned in several steps
-                flat, cursor = yield from self._scan(
+                flat, cursor, _ = yield from self._scan(
                     source, cursor, MAX_PAGE, None, None, WITH_SIZES
                 )
                 sizes.update(zip(flat[::2], flat[1::2], strict=True))
@@ -217,12 +277,17 @@ class Scopes:
         return done.results.count(b"1")
 
     def _transfer_large(self, source: ScopeKey, target: ScopeKey, move: bool) -> Steps[int]:
-        """Copy in batches, each atomic; a key that is moved is in one scope at any time."""
+        """Copy in batches, each atomic; a key that is moved is in one scope at any time.
+
+        Done when one pass went through all of the scope at one server process.
+        """
         total, cursor = 0, None
         while True:
-            flat, cursor = yield from self._scan(
+            flat, cursor, again = yield from self._scan(
                 source.scope, cursor, COPY_BATCH, None, None, WITH_SIZES
             )
+            if again and not move:
+                total = 0  # what was copied is met again; what was moved is not
             sizes = dict(zip(flat[::2], flat[1::2], strict=True))
             for batch in _batches(sizes):
                 total += yield from self._copy(source, target, batch, move)
@@ -244,7 +309,8 @@ def _batches(sizes: dict[bytes, int]) -> Iterator[list[bytes]]:
         yield batch
 
 
-def _kind(kind: ScopeKind | str) -> ScopeKind:
+def kind_of(kind: ScopeKind | str) -> ScopeKind:
+    """Return the kind that is meant; `InvalidArgumentError` if there is none."""
     try:
         return ScopeKind(kind)
     except ValueError:

@@ -9,7 +9,7 @@ give back a list of replies.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -17,7 +17,15 @@ from llmspell_dist.ack import Ack
 from llmspell_dist.redis.commands import Command, ScriptCall
 from llmspell_dist.redis.commits import Commit
 
-__all__ = ["Call", "CommitRequest", "Pause", "Request", "Steps"]
+__all__ = [
+    "Call",
+    "CallerLeftError",
+    "CommitRequest",
+    "FollowedRequest",
+    "Pause",
+    "Request",
+    "Steps",
+]
 
 
 @dataclass(slots=True)
@@ -26,6 +34,21 @@ class CommitRequest:
 
     commit: Commit
     ack: Ack | None = None
+
+
+@dataclass(slots=True)
+class FollowedRequest(CommitRequest):
+    """A commit behind which something is to be done, also if its caller is cancelled meanwhile."""
+
+    calls: Sequence[Any] = ()
+    """The `StateCall`s that it carries out; they are told that their caller has left."""
+
+
+class CallerLeftError(BaseException):
+    """Thrown into steps that go on behind a commit: their caller was cancelled while they waited.
+
+    No `Exception`, for it is the end of whatever does not say what to do then.
+    """
 
 
 @dataclass(slots=True)
@@ -43,7 +66,15 @@ class Call:
     arguments: tuple[Any, ...]
 
 
-Request = Command | ScriptCall | CommitRequest | Pause | Call | list[Command | ScriptCall]
+Request = (
+    Command
+    | ScriptCall
+    | CommitRequest
+    | FollowedRequest
+    | Pause
+    | Call
+    | list[Command | ScriptCall]
+)
 
 T = TypeVar("T")
 Steps = Generator[Request, Any, T]

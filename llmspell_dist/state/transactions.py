@@ -81,11 +81,20 @@ class TransactionSteps:
         self.writes = writes
         self.partial = partial
         self.revision: Revision | None = None
+        self.results: list[bytes] = []
+        """What the server said of each change, once committed."""
         self.ack: Ack | None = None
         self.closed = False
         self._read: dict[_Place, Found | None] = {}
+        self._expected: dict[_Place, Revision | None] = {}
+        """The revision that each key must still have at the commit; None: it must be absent."""
         self._absent: set[_Place] = set()
         self._pending: dict[_Place, _Pending] = {}
+
+    @property
+    def size(self) -> int:
+        """How many keys it changes."""
+        return len(self._pending)
 
     def _place(self, scope: str | Scope, key: str) -> _Place:
         if self.closed:
@@ -115,7 +124,7 @@ class TransactionSteps:
         }
         found = yield from self.reads.find_many(scope_key, unread)
         for key in unread:
-            self._read[self._place(scope, key)] = found.get(key)
+            self._remember(self._place(scope, key), found.get(key))
         values = {}
         for key in fields:
             there, value = yield from self._current(self._place(scope, key))
@@ -125,8 +134,20 @@ class TransactionSteps:
 
     def _find(self, place: _Place) -> Steps[Found | None]:
         if place not in self._read:
-            self._read[place] = yield from self.reads.find(place[0].scope, place[1])
+            self._remember(place, (yield from self.reads.find(place[0].scope, place[1])))
         return self._read[place]
+
+    def _remember(self, place: _Place, found: Found | None) -> None:
+        """Note what was read, and that it must not change until the commit."""
+        self._read[place] = found
+        self._expected.setdefault(place, None if found is None else found.stored.revision)
+
+    def expect(self, scope: str | Scope, key: str, revision: Revision | None) -> None:
+        """Let the commit fail unless a key is at a revision that was read before, or absent."""
+        if revision is not None and not isinstance(revision, Revision):
+            rule = "must be a Revision, or None for a key that must be absent"
+            raise InvalidArgumentError("revision", revision, rule)
+        self._expected[self._place(scope, key)] = revision
 
     def _current(self, place: _Place) -> Steps[tuple[bool, Any]]:
         pending = self._pending.get(place)
@@ -297,7 +318,7 @@ class TransactionSteps:
         self._check_open()
         self.closed = True
         scopes: dict[ScopeKey, int] = {}
-        for scope, _ in (*self._pending, *self._read, *self._absent):
+        for scope, _ in (*self._pending, *self._expected, *self._absent):
             scopes.setdefault(scope, len(scopes))
         if not scopes:
             return None
@@ -325,7 +346,7 @@ class TransactionSteps:
                 place = self._pending_place(changed.scope, changed.key)
                 classes[place] = StateClass(changed.state_class)
             else:
-                self.revision = done.revision
+                self.revision, self.results = done.revision, done.results
                 return done.revision
 
     def _read_whole(self, place: _Place, whole: dict[_Place, Found | None]) -> Steps[None]:
@@ -336,7 +357,8 @@ class TransactionSteps:
         """
         if place not in whole:
             whole[place] = yield from self.reads.find(place[0].scope, place[1])
-            self._read.setdefault(place, whole[place])
+            if place not in self._read:
+                self._remember(place, whole[place])
 
     def _changes(
         self,
@@ -383,12 +405,11 @@ class TransactionSteps:
 
     def _conditions(self, scopes: Mapping[ScopeKey, int]) -> list[Condition]:
         conditions = []
-        for place, found in self._read.items():
+        for place, revision in self._expected.items():
             scope, key = place
-            if found is None:
+            if revision is None:
                 one = condition(ConditionMode.ABSENT, key.encode(), scope=scopes[scope])
             else:
-                revision = found.stored.revision
                 one = condition(ConditionMode.REVISION, key.encode(), revision, scope=scopes[scope])
             conditions.append(one)
         conditions += [

@@ -97,7 +97,7 @@ class Writes:
         ):
             return self._store(scope_key, field, encoded, ttl, resolved, schema_version, ack, None)
         one = core.set_change(0, field, encoded, ttl, resolved, schema_version)
-        return Commit.of_one(scope_key, one, core.meta(), core.fences_for(scope_key))
+        return Commit.of_one(scope_key, one, core.meta((scope_key,)), core.fences_for(scope_key))
 
     def set(
         self,
@@ -324,12 +324,7 @@ class Writes:
     ) -> Steps[Revision]:
         """Set up to 1,000 keys, all or none."""
         core = self.core
-        if not isinstance(mapping, Mapping):
-            raise InvalidArgumentError("mapping", mapping, "must be a mapping of keys to values")
-        if not mapping:
-            raise InvalidArgumentError("mapping", mapping, "must have at least one key")
-        if len(mapping) > MAX_BATCH:
-            raise LimitError("keys in one call", len(mapping), MAX_BATCH)
+        check_mapping(mapping)
         check_schema_version(schema_version)
         scope_key = core.scope_key(scope)
         name, encode, resolve = scope_key.scope.text, core.values.encode, core.rules.resolve
@@ -451,6 +446,16 @@ def added(scope: str, key: str, number: float, by: float) -> int | float:
 def read_number(text: bytes) -> int | float:
     """Return a number as the script returns it."""
     return int(text) if text.lstrip(b"-").isdigit() else float(text)
+
+
+def check_mapping(mapping: object) -> None:
+    """Refuse what is no batch of keys to set."""
+    if not isinstance(mapping, Mapping):
+        raise InvalidArgumentError("mapping", mapping, "must be a mapping of keys to values")
+    if not mapping:
+        raise InvalidArgumentError("mapping", mapping, "must have at least one key")
+    if len(mapping) > MAX_BATCH:
+        raise LimitError("keys in one call", len(mapping), MAX_BATCH)
 
 
 def check_schema_version(version: int) -> None:

@@ -3,7 +3,7 @@
 -- The frames of a log entry, one a change; llmspell_dist/changes.py has the layout. The first byte of the
 -- entry's field `c` is the format version; a frame of the same scope as the frame before does not repeat its text.
 local SET, DELETE, EXPIRED, TTL, COUNTED, APPENDED, MERGED, ADOPTED, CLEARED = 1, 2, 3, 4, 5, 6, 7, 8, 9
-local POLICY, BROKEN = 11, 12 -- 10 is a copy, which the log has as a set or adopt
+local POLICY, BROKEN, RESTORED = 11, 12, 13 -- 10 is a copy, which the log has as a set or adopt
 local OMITTED = 128
 
 local function frame_head(op, kind_class, flags, schema, key, size)

@@ -40,7 +40,7 @@ local function open_composite(head, kind, old, payload)
   local count, size, generation = read_head(old, start)
   return {
     count = count, size = size, generation = generation, rest = rest,
-    kind_class = kind_class, flags = flags - flags % 4, schema = sub(old, 4, 5),
+    kind_class = kind_class, flags = flags % 16 - flags % 4, schema = sub(old, 4, 5),
   }
 end
 

@@ -41,7 +41,7 @@ local function op_copy(s, head, key, payload, old, gone, scopes)
   end
   local kind_class, flags = byte(from, 2, 3)
   local schema, created, expires, start = sub(from, 4, 5), record_times(from)
-  flags = flags - flags % 4
+  flags = flags % 16 - flags % 4
   local value, op, logged, generation, source_generation, size = sub(from, start), SET, nil, nil, nil, nil
   logged = value
   if kind_class >= COMPOSITE then

@@ -11,7 +11,7 @@ local function op_ttl(s, head, key, payload, old)
   end
   local kind_class, flags = byte(old, 2, 3)
   local schema, _, _, start = sub(old, 4, 5), record_times(old)
-  flags = flags - flags % 4
+  flags = flags % 16 - flags % 4
   local p = plan_record(s, head, key, old, nil, kind_class, flags, schema, sub(old, start),
     frame_head(TTL, kind_class, flags, schema, key, 0), '', '1', apply_ttl)
   if p.expires == p.old_expires then

@@ -5,16 +5,21 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import llmspell_dist
+from llmspell_dist.testing import embedded_server
 
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("state_persistence", "leases", "agents")
+FOLDERS = (
+    *("state_persistence", "leases", "agents", "events"),
+    *("correlation", "hooks", "watch", "backup", "sidecar", "telemetry"),
+)
 EXAMPLES = sorted(
     example for folder in FOLDERS for example in (ROOT / "examples" / folder).glob("*.py")
 )
@@ -41,14 +46,21 @@ def test_an_example_runs_without_a_server(example: Path) -> None:
     assert not done.stderr
 
 
-def test_all_examples_run_on_one_real_server_twice() -> None:
-    """They clean up after themselves: a second run finds what the first one found."""
-    from llmspell_dist.testing import embedded_server
-
+@pytest.fixture(scope="module")
+def one_server() -> Iterator[str]:
+    """The URL of a server that all examples share."""
     with embedded_server() as server:
-        for example in EXAMPLES * 2:
-            done = _run(example, server.url)
-            assert done.returncode == 0, example.name + done.stdout + done.stderr
+        yield server.url
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("time", ["first", "second"])
+def test_all_examples_run_on_one_real_server_twice(
+    one_server: str, example: Path, time: str
+) -> None:
+    """They clean up after themselves: a second run of all finds what the first one found."""
+    done = _run(example, one_server)
+    assert done.returncode == 0, time + done.stdout + done.stderr
 
 
 def test_the_readme_lists_every_example() -> None:

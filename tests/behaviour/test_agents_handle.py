@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from fix_agents import Ticking
+from fix_agents import Ticking, agents_of
 from fix_state import Store
 
 from llmspell_dist import (
@@ -39,7 +39,7 @@ from llmspell_dist.state.history import History
 from llmspell_dist.state.manager import StateManager
 from llmspell_dist.state.steps import Call
 
-pytestmark = [pytest.mark.integration, pytest.mark.agent]
+pytestmark = [pytest.mark.integration, pytest.mark.agent, pytest.mark.both_surfaces]
 
 T0 = datetime(2024, 11, 23, 15, 0, tzinfo=UTC)
 S = "agent:alice"
@@ -48,7 +48,7 @@ S = "agent:alice"
 @pytest.fixture
 def agents(spell: Spell) -> Agents:
     """Agents by a clock of their own."""
-    return Agents(spell._driver, now=Ticking(T0))
+    return agents_of(spell, now=Ticking(T0))
 
 
 async def new_agent(agents: Agents, agent_id: str = "alice", **more: Any) -> AgentState:
@@ -168,17 +168,20 @@ async def test_a_handle_alone_knows_all_revisions(
     await agent.refresh()
     asked = {"execute": 0, "commit": 0}
 
-    def count(name: str) -> None:
+    def count(name: str, what: str) -> None:
         original = getattr(spell._driver, name)
 
         def counting(*arguments: Any) -> Any:
-            asked[name] += 1
+            asked[what] += 1
             return original(*arguments)
 
         monkeypatch.setattr(spell._driver, name, counting)
 
-    count("execute")
-    count("commit")
+    if hasattr(spell._driver, "transport"):
+        count("submit", "commit")  # a request to the sidecar
+    else:
+        count("execute", "execute")
+        count("commit", "commit")
     for number in range(3):
         await agent.add_message("user", [number])
         await agent.record_tool_usage("web", 1.5, number > 0)
@@ -553,7 +556,7 @@ async def test_agents_of_every_class_are_loaded_equal(
     rules = ClassRules(scopes={"agent": state_class})
     options = Options(classes=rules, cipher=_Cipher())
     async with connect(url, namespace=namespace, options=options) as spell:
-        agents = Agents(spell._driver, now=Ticking(T0))
+        agents = agents_of(spell, now=Ticking(T0))
         state = await new_agent(agents)
         state.add_message("user", "a secret word", at=T0)
         state.record_tool_usage("web", 1.5, True, at=T0)
@@ -585,7 +588,7 @@ async def test_records_of_another_class_than_the_rules_say_are_kept(
     await new_agent(agents)
     sealed = Options(classes=ClassRules(default=StateClass.SENSITIVE), cipher=_Cipher())
     async with connect(url, namespace=namespace, options=sealed) as other:
-        there = Agents(other._driver, now=Ticking(T0))
+        there = agents_of(other, now=Ticking(T0))
         await new_agent(there, "sealed")
         await there.agent("sealed").add_message("user", "one")
         await there.agent("alice").add_message("user", "one")
@@ -593,7 +596,7 @@ async def test_records_of_another_class_than_the_rules_say_are_kept(
         assert len((await there.load("alice")).conversation) == 2
     open_ = Options(cipher=_Cipher())
     async with connect(url, namespace=namespace, options=open_) as other:
-        there = Agents(other._driver, now=Ticking(T0))
+        there = agents_of(other, now=Ticking(T0))
         await there.agent("sealed").add_message("user", "two")
         state = await there.load("sealed")
         state.add_message("user", "three", at=T0)
@@ -606,7 +609,7 @@ async def test_the_class_for_foreign_data_refuses_agents(url: str, namespace: st
     options = Options(classes=ClassRules(scopes={"agent": StateClass.EXTERNAL}))
     async with connect(url, namespace=namespace, options=options) as spell:
         with pytest.raises(CodecError, match="datetime"):
-            await new_agent(Agents(spell._driver))
+            await new_agent(agents_of(spell))
 
 
 # --- execution
@@ -750,7 +753,7 @@ async def test_agents_of_every_shard_are_found(url: str, namespace: str, store: 
     store.space = KeySpace(namespace, 3)
     options = Options(shards=3)
     async with connect(url, namespace=namespace, options=options) as spell:
-        agents = Agents(spell._driver)
+        agents = agents_of(spell)
         wanted = {f"a{number}" for number in range(20)}
         for name in wanted:
             await new_agent(agents, name)
@@ -867,7 +870,7 @@ async def test_a_fork_is_the_state_with_another_id(agents: Agents) -> None:
 
 async def test_a_fork_without_a_name_gets_a_new_one(spell: Spell) -> None:
     """The id is drawn, and begins with that of the agent."""
-    agents = Agents(spell._driver, new_id=lambda: "drawn")
+    agents = agents_of(spell, new_id=lambda: "drawn")
     await new_agent(agents)
     assert (await agents.fork("alice")).agent_id == "alice-drawn"
 
@@ -992,7 +995,7 @@ async def test_a_fork_before_the_log_begins_is_refused(
     retention = Retention(max_age=None, max_entries=1)
     options = Options(retention=retention, housekeeping=False)
     async with connect(url, namespace=namespace, options=options) as spell:
-        agents = Agents(spell._driver)
+        agents = agents_of(spell)
         state = await new_agent(agents)
         for number in range(3):
             await agents.agent("alice").set_context(goal=number)

@@ -12,7 +12,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from fix_agents import agents_of
 from fix_faults import environment
+from fix_leases import LeaseStore, hasten, renewals
 from fix_state import Store, until
 
 from llmspell_dist import InvalidArgumentError, connect
@@ -30,7 +32,7 @@ from llmspell_dist.errors import (
     StaleFencingTokenError,
 )
 
-pytestmark = [pytest.mark.integration, pytest.mark.agent]
+pytestmark = [pytest.mark.integration, pytest.mark.agent, pytest.mark.both_surfaces]
 
 T0 = datetime(2024, 11, 23, 15, 0, tzinfo=UTC)
 S = "agent:alice"
@@ -39,7 +41,7 @@ S = "agent:alice"
 @pytest.fixture
 def agents(spell: Spell) -> Agents:
     """Agents that can be run."""
-    return Agents(spell._driver, spell.leases, now=lambda: T0)
+    return agents_of(spell, spell.leases, now=lambda: T0)
 
 
 def alice() -> AgentState:
@@ -70,7 +72,7 @@ async def test_every_write_of_a_process_is_fenced(
     await agents.save(alice())
     async with agents.run("alice") as stale:
         await stale.effect("sent").run(lambda: 1)
-    async with agents.run("alice") as agent:
+    async with agents.run("alice", ttl=600) as agent:  # nothing is renewed meanwhile
         before = store.dump()
         effect = stale.effect("mail")
         for call in (
@@ -133,20 +135,24 @@ async def test_a_process_pauses_itself_where_the_scope_demands_the_lease(
         assert (await agents.load("alice")).execution == agent.state.execution
 
 
-async def test_a_slow_plain_function_does_not_cost_the_lease(agents: Agents, spell: Spell) -> None:
-    """It is renewed while the function runs, for longer than its time to live."""
+async def test_a_slow_plain_function_does_not_cost_the_lease(
+    agents: Agents, spell: Spell, lease_store: LeaseStore
+) -> None:
+    """It is renewed while the function runs, again and again."""
     await agents.save(alice())
-    async with agents.run("alice", ttl=0.2) as agent:
+    async with agents.run("alice", ttl=60) as agent:
         lease = agent.lease
         assert lease is not None
-        taken_at, going = lease.grant.sent_at, threading.Event()
+        begun, going = threading.Event(), threading.Event()
 
         def slow() -> str:
-            assert going.wait(10)
+            begun.set()
+            assert going.wait(30)
             return "sent"
 
         task = asyncio.create_task(agent.effect("mail").run(slow))
-        await until(lambda: lease.grant.sent_at > taken_at + lease.ttl_s)
+        await until(begun.is_set)
+        await renewals(lease_store, spell)
         going.set()
         assert await task == "sent"
         lease.check()
@@ -228,13 +234,14 @@ async def test_a_process_whose_lease_is_broken_is_stopped(agents: Agents, spell:
     inside = asyncio.Event()
 
     async def process() -> None:
-        async with agents.run("alice", ttl=0.2):
+        async with agents.run("alice"):
             inside.set()
             await asyncio.Event().wait()
 
     task = asyncio.create_task(process())
     await inside.wait()
     await spell.leases.break_lease(S, reason="a test")
+    hasten(spell)
     with pytest.raises(LeaseLostError):
         await task
 
@@ -247,7 +254,7 @@ async def test_processes_one_after_the_other_lose_nothing(
 
     async def worker(number: int) -> None:
         async with connect(url, namespace=namespace) as spell:
-            mine = Agents(spell._driver, spell.leases)
+            mine = agents_of(spell, spell.leases)
             for _ in range(3):
                 async with mine.run("alice") as agent:
                     seen = len(agent.state.conversation)
@@ -263,12 +270,10 @@ async def test_processes_one_after_the_other_lose_nothing(
 WORKER = """
 import asyncio, sys
 import llmspell_dist
-from llmspell_dist.agents.manager import Agents
 
 async def main(url, namespace):
     async with llmspell_dist.connect(url, namespace=namespace) as spell:
-        agents = Agents(spell._driver, spell.leases)
-        async with agents.run("alice", ttl=0.5, label="victim") as agent:
+        async with spell.agents.run("alice", ttl=6, label="victim") as agent:
             await agent.add_message("user", "before the crash")
             await agent.effect("done").run(lambda: "once")
             async with agent.effect("mail", limit=3600) as effect:
@@ -282,7 +287,7 @@ asyncio.run(main(*sys.argv[1:]))
 @pytest.mark.needs("process")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 async def test_a_process_that_dies_hands_over_cleanly(
-    agents: Agents, url: str, namespace: str, how: signal.Signals
+    agents: Agents, url: str, namespace: str, lease_store: LeaseStore, how: signal.Signals
 ) -> None:
     """Killed or stopped in the middle of an effect, it is followed by one that has all it did.
 
@@ -300,7 +305,8 @@ async def test_a_process_that_dies_hands_over_cleanly(
     try:
         token = int(await victim.stdout.readline())
         os.kill(victim.pid, how)
-        async with asyncio.timeout(0.5 + 5), agents.run("alice", label="next") as agent:
+        lease_store.expire()
+        async with asyncio.timeout(30), agents.run("alice", label="next") as agent:
             assert agent.token is not None
             assert agent.token > token
             assert [m.content for m in agent.state.conversation] == ["before the crash"]
@@ -323,5 +329,5 @@ async def test_a_process_that_dies_hands_over_cleanly(
 async def test_agents_without_leases_cannot_be_run(spell: Spell) -> None:
     """The error says what is missing."""
     with pytest.raises(SpellError, match="leases"):
-        async with Agents(spell._driver).run("alice"):
+        async with agents_of(spell).run("alice"):
             pass

@@ -14,7 +14,7 @@ from uuid import UUID, uuid4
 from zoneinfo import ZoneInfo
 
 import pytest
-from fix_agents import Ticking
+from fix_agents import Ticking, agents_of
 from fix_state import Store
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -42,7 +42,7 @@ from llmspell_dist.errors import UnsupportedFormatError
 from llmspell_dist.redis.commands import Command
 from llmspell_dist.state.manager import StateManager
 
-pytestmark = [pytest.mark.integration, pytest.mark.agent]
+pytestmark = [pytest.mark.integration, pytest.mark.agent, pytest.mark.both_surfaces]
 
 T0 = datetime(2024, 11, 23, 15, 0, 0, 123456, tzinfo=UTC)
 S = "agent:alice"
@@ -51,7 +51,7 @@ S = "agent:alice"
 @pytest.fixture
 def agents(spell: Spell) -> Agents:
     """Agents by a clock of their own."""
-    return Agents(spell._driver, now=Ticking(T0))
+    return agents_of(spell, now=Ticking(T0))
 
 
 def full_state(agent_id: str = "alice") -> AgentState:
@@ -491,7 +491,7 @@ async def test_a_state_of_another_namespace_is_a_new_agent(agents: Agents, url: 
     await agents.save(full_state())
     state = await agents.load("alice")
     async with connect(url, namespace="another") as other:
-        elsewhere = Agents(other._driver)
+        elsewhere = agents_of(other)
         await elsewhere.save(state)
         assert await elsewhere.load("alice") == full_state()
 
@@ -589,6 +589,7 @@ async def test_a_state_loaded_in_part_can_be_added_to(agents: Agents) -> None:
     assert len(again.conversation) == 5
 
 
+@pytest.mark.library_only("it looks at the requests to the server")
 async def test_loading_takes_few_round_trips_whatever_there_is(
     agents: Agents, spell: Spell, monkeypatch: pytest.MonkeyPatch
 ) -> None:

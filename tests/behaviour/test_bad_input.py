@@ -13,7 +13,7 @@ from fix_state import Store
 from llmspell_dist import CodecError, InvalidArgumentError, Revision, SpellError, StateManager
 from llmspell_dist.errors import InvalidKeyError, InvalidScopeError
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.both_surfaces]
 S = "agent:alice"
 Call = Callable[[StateManager, Any, Any], Any]
 

@@ -29,7 +29,7 @@ from llmspell_dist.client import Spell
 from llmspell_dist.errors import CipherNotConfiguredError, CorruptRecordError
 from llmspell_dist.redis.commits import Commit
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.both_surfaces]
 S = "agent:alice"
 SECRET = "correct horse battery staple"  # what must never lie in Redis as it is
 
@@ -217,7 +217,6 @@ async def test_sensitive_values_without_a_cipher_are_refused(
     """Whoever asks for the class: nothing is sent in the clear."""
     before = store.dump(without=())
     sensitive = StateClass.SENSITIVE
-    tx = state.transaction()
     for call in (
         lambda: state.set(S, "k", SECRET, state_class=sensitive),
         lambda: state.set(S, "k", "x" * 600_000, state_class=sensitive),
@@ -232,9 +231,14 @@ async def test_sensitive_values_without_a_cipher_are_refused(
             await call()
         assert (caught.value.scope, caught.value.key) == (S, "k")
         assert SECRET not in str(caught.value)
-    with pytest.raises(CipherNotConfiguredError):
-        tx.set(S, "k", SECRET, state_class=sensitive)
     assert store.dump(without=()) == before
+
+
+@pytest.mark.library_only("who has the cipher is the sidecar, which says so at the commit")
+async def test_a_transaction_refuses_a_sensitive_value_at_once(state: StateManager) -> None:
+    """Without a cipher it hears of it where it sets the value."""
+    with pytest.raises(CipherNotConfiguredError):
+        state.transaction().set(S, "k", SECRET, state_class=StateClass.SENSITIVE)
 
 
 async def test_sensitive_values_lie_encrypted_everywhere(ciphered: Spell, store: Store) -> None:
@@ -363,6 +367,7 @@ async def test_external_values_have_limits_of_their_own(state: StateManager) -> 
     assert await state.get(S, "k") == {"a": [1, 2.5, None, True, "x"]}
 
 
+@pytest.mark.library_only("it looks at the requests to the server")
 async def test_critical_writes_wait_for_the_strongest_level_by_themselves(
     state: StateManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -101,13 +101,30 @@ class Locks:
         else:
             self.raw("DEL", name)
 
+    def hasten(self, lock: Any) -> None:
+        """Let the client look at once whether the lease of one of our locks wants a renewal."""
+        desk, grant = lock.lease._desk, lock.lease.grant
+        if self.is_async:
+            desk.keeper._look(grant, time.monotonic())
+        else:
+            desk._backstage.call(lambda: desk._keeper._look(grant, time.monotonic()))
+
+    def end_ms(self, name: str = "job") -> int:
+        """Return when the time of one of our locks is over by the server's clock."""
+        holder = self._store.holder(lock_scope(name).text)
+        assert holder is not None
+        return int.from_bytes(holder[8:14], "big")
+
+    def put_left_s(self, seconds: float, name: str = "job") -> None:
+        """Let one of our locks be held for so long from now."""
+        at_ms = self.raw.now_ms() + round(1000 * seconds)
+        self._store.put_expiry(at_ms, lock_scope(name).text)
+
     def left_s(self, name: str = "job") -> float:
         """Return for how many seconds a lock is held from now by the server's clock."""
         if not self.ours:
             return float(self.raw("PTTL", name)) / 1000
-        holder = self._store.holder(lock_scope(name).text)
-        assert holder is not None
-        return (int.from_bytes(holder[8:14], "big") - self.raw.now_ms()) / 1000
+        return (self.end_ms(name) - self.raw.now_ms()) / 1000
 
     def nothing_left(self, name: str = "job") -> bool:
         """Whether nobody holds a lock or waits for it."""
@@ -533,7 +550,7 @@ async def test_any_sequence_of_calls_gives_what_redis_py_gives(
     random = Random(seed)
     worlds = [make(kind) for kind in kinds]
     objects = [
-        [locks(timeout=30), locks(timeout=60, blocking=False), locks(blocking=False)]
+        [locks(timeout=3000), locks(timeout=6000, blocking=False), locks(blocking=False)]
         for locks in worlds
     ]
     steps: list[str] = []
@@ -549,7 +566,7 @@ async def test_any_sequence_of_calls_gives_what_redis_py_gives(
         assert found[0] == found[1], steps
         left = [locks.left_s() if found[0][1] else 0.0 for locks in worlds]
         # Without a timeout ours is renewed: what redis-py says about its time (none) is another.
-        assert left[0] < 0 or abs(left[0] - left[1]) < 2, steps
+        assert left[0] < 0 or abs(left[0] - left[1]) < 100, steps
 
 
 _STEPS = [
@@ -575,8 +592,8 @@ async def _step(locks: Locks, step: str, lock: Any, other: Any, token: str) -> t
             arguments: tuple[Any, ...] = {
                 "acquire": (None, False),
                 "acquire with a token": (None, False, None, token),
-                "extend": (10,),
-                "extend to": (5, True),
+                "extend": (1000,),
+                "extend to": (500, True),
             }.get(step, ())
             if locks.is_async and step.startswith("acquire"):
                 arguments = arguments[1:]
@@ -825,12 +842,23 @@ async def test_a_lock_without_timeout_is_kept_up_while_it_is_held(
     ours: Locks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By a lease that is renewed; one with a timeout is not."""
-    monkeypatch.setattr("llmspell_dist.compat.base.DEFAULT_TTL_S", 0.6)
-    kept, bounded = ours("kept"), ours("bounded", timeout=0.6)
+    monkeypatch.setattr("llmspell_dist.compat.base.DEFAULT_TTL_S", 60.0)
+    kept, bounded = ours("kept"), ours("bounded", timeout=60)
     assert await ours.do(kept.acquire())
     assert await ours.do(bounded.acquire())
-    first_end = ours.raw.now_ms() + 1000 * ours.left_s("kept")
-    await until(lambda: ours.raw.now_ms() > first_end + 300)
+    first_end = ours.end_ms("bounded")
+
+    def renewed() -> bool:
+        ours.hasten(bounded)
+        ours.hasten(kept)
+        return ours.left_s("kept") > 40
+
+    for _ in range(3):
+        ours.put_left_s(20, "kept")
+        await until(renewed, every_s=0.02)
+    assert ours.end_ms("bounded") == first_end
+    ours.expire("bounded")
+    bounded.lease.grant.sent_at -= 60  # its time is over here too
     assert await ours.do(kept.owned())
     assert kept.lease.held
     assert not await ours.do(bounded.locked())
@@ -1050,7 +1078,7 @@ def test_an_asynchronous_client_ends_with_its_event_loop(server: Server, raw: Ra
 
     for _ in range(2):
         asyncio.run(work())
-        assert _ours_on_the_server(raw) == 0
+        asyncio.run(until(lambda: _ours_on_the_server(raw) == 0))
 
 
 @pytest.mark.needs("info")

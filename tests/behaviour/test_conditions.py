@@ -9,7 +9,7 @@ from fix_state import Expiring, Store
 
 from llmspell_dist import ConflictError, InvalidArgumentError, Revision, StateManager
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.both_surfaces]
 S = "agent:alice"
 
 

@@ -18,7 +18,7 @@ from llmspell_dist import (
 from llmspell_dist.client import Spell
 from llmspell_dist.redis.scripts import load_script
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.both_surfaces]
 S = "agent:alice"
 
 
@@ -46,6 +46,7 @@ async def test_an_expire_of_a_missing_key_leaves_nothing_to_the_write_behind_it(
         assert (record.expires is not None) is there
 
 
+@pytest.mark.library_only("requests of several tasks take several connections, in no order")
 async def test_a_clear_behind_a_rewrite_of_what_expired_counts_it(
     state: StateManager, expiring: Expiring
 ) -> None:

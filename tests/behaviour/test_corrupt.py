@@ -12,7 +12,7 @@ from llmspell_dist import StateManager
 from llmspell_dist.client import Spell
 from llmspell_dist.errors import CorruptRecordError, UnsupportedFormatError
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.both_surfaces]
 S = "agent:alice"
 
 HEADER = b"\x01\x10\x00\x00\x01" + b"\0\0\0\0\0\1\0\0\0\1"
@@ -125,6 +125,7 @@ async def test_a_damaged_record_in_the_expiry_index_does_not_stop_the_sweeper(
     assert store.field("user:b", "k") is None
 
 
+@pytest.mark.library_only("there is no log through a sidecar")
 async def test_a_damaged_log_entry_is_named(
     state: StateManager, spell: Spell, store: Store
 ) -> None:
@@ -162,6 +163,7 @@ async def test_a_page_of_values_names_the_damaged_one_and_keys_go_on(
     assert readable == {f"k{i}": i for i in range(10) if i != 5}
 
 
+@pytest.mark.library_only("over HTTP every read gives the revision, so its header must make sense")
 @pytest.mark.parametrize(
     "header",
     [b"\x01\x1f\x00\x00\x01" + b"\0" * 10, b"\x01\x10\x00\x00\x01" + b"\xff" * 10],

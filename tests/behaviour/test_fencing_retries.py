@@ -1,5 +1,7 @@
 """Fencing and retries: what was applied while the lease held stays so, whatever came since."""
 
+# ruff: noqa: PLR0917 - arguments are fixtures
+
 from __future__ import annotations
 
 import asyncio
@@ -74,22 +76,27 @@ async def test_a_write_that_is_held_up_on_its_way_is_refused_when_it_arrives_lat
     spell: Spell,
     clients: Clients,
     store: Store,
+    lease_store: LeaseStore,
     server: Server,
     fault_proxy: Callable[..., FaultProxy],
 ) -> None:
     """As from a stopped server's socket: another holds the lease by then; nothing is changed."""
     proxy = fault_proxy(server)
-    (far,) = await clients(1, to=proxy.url, call_timeout=0.3, retry_budget=0.5)
-    lease = await far.leases.acquire(S, renew=False, on_lost="event", ttl=0.2)
+    (far,) = await clients(1, to=proxy.url, call_timeout=60)
+    lease = await far.leases.acquire(S, renew=False, on_lost="event", ttl=60)
     proxy.hold_request(load_script("commit").sha)
     write = asyncio.create_task(lease.state.set(S, "v", "late"))
-    await until(lease.lost.is_set)
-    async with spell.leases.acquire(S) as taken:
+    await until(lambda: proxy.struck == 1)
+    lease_store.expire()
+    async with spell.leases.acquire(S, ttl=600) as taken:  # nothing is renewed meanwhile
         assert isinstance(await taken.state.set(S, "v", "new"), Revision)
         before = store.dump()
+        # Only now it gives up waiting, and sends it again.
+        far._lanes.fast._wire.transport.abort()  # type: ignore[union-attr]
         await asyncio.gather(write, return_exceptions=True)
         assert proxy.release_requests() == 1
         assert await spell.state.get(S, "v") == "new"
         assert store.dump() == before
     with pytest.raises(StaleFencingTokenError):
         write.result()
+    await far.close()  # while there is a proxy

@@ -17,7 +17,7 @@ from llmspell_dist import (
     context,
 )
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.both_surfaces]
 S = "agent:alice"
 
 

@@ -13,7 +13,7 @@ from llmspell_dist import ConflictError, LimitError, StateClass, StateManager, W
 from llmspell_dist.redis.commands import Command, ScriptCall
 from llmspell_dist.redis.scripts import load_script
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.both_surfaces]
 S = "agent:alice"
 
 
@@ -130,6 +130,7 @@ async def test_a_list_may_grow_beyond_what_one_value_may_have(state: StateManage
     assert await state.get_slice(S, "l", 5) == [2]
 
 
+@pytest.mark.library_only("it looks at the requests to the server")
 async def test_pieces_that_come_twice_are_laid_down_once(state: StateManager, raw: Raw) -> None:
     """As after a lost connection: all of them, in their order, from any point on."""
     driver, core = state._driver, state._driver.core
@@ -153,6 +154,7 @@ async def test_pieces_that_come_twice_are_laid_down_once(state: StateManager, ra
         assert await driver.execute(calls[1]) == -1
 
 
+@pytest.mark.library_only("it looks at the requests to the server")
 @pytest.mark.parametrize("lost", ["one piece", "everything"])
 async def test_elements_that_were_lost_before_the_commit_are_noticed(
     state: StateManager, raw: Raw, store: Store, monkeypatch: pytest.MonkeyPatch, lost: str
@@ -243,6 +245,7 @@ async def test_too_deep_a_value_is_refused_with_its_path(state: StateManager, st
     assert store.dump(without=()) == before
 
 
+@pytest.mark.library_only("it looks at the requests to the server")
 async def test_requests_stay_small_while_a_large_value_travels(
     state: StateManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ from llmspell_dist.errors import (
 )
 from llmspell_dist.leases.manager import Leases
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.both_surfaces]
 
 NAN, INF = float("nan"), float("inf")
 

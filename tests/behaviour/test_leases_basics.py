@@ -8,7 +8,8 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from fix_leases import Clients, LeaseStore, S, granted, in_line, nothing_left
+from fix_leases import Clients, LeaseStore, S, granted, in_line, nothing_left, renewals
+from fix_servers import behind
 from fix_state import until
 
 from llmspell_dist.client import Spell
@@ -21,7 +22,7 @@ from llmspell_dist.leases.model import LeaseHow, LeaseMode
 from llmspell_dist.revision import from_ms
 from llmspell_dist.scope import Scope
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.both_surfaces]
 
 
 # --- three forms ----------------------------------------------------------------------------------
@@ -39,7 +40,7 @@ async def test_a_context_manager_holds_it_for_its_block(
             LeaseMode.EXCLUSIVE,
         )
         assert lease.ttl_s == 10
-        assert 9 < lease.expires_in_s <= 10
+        assert 5 < lease.expires_in_s <= 10
         assert str(lease.token) in repr(lease)
         lease.check()
         info = await spell.leases.show(S)
@@ -155,31 +156,23 @@ async def test_nothing_is_sent_before_it_is_awaited(spell: Spell, lease_store: L
 
 async def test_renewing_gives_the_whole_time_again(spell: Spell, lease_store: LeaseStore) -> None:
     """Or another time, which stays; the token is the same."""
-    async with spell.leases.acquire(S, ttl=5) as lease:
+    async with spell.leases.acquire(S, ttl=60) as lease:
         token = lease.token
-        lease_store.put_expiry(lease_store.raw.now_ms() + 1000)
-        assert await lease.renew() == 5
-        (holder,) = (await spell.leases.show(S)).holders
-        assert 4.5 < (holder.expires - from_ms(lease_store.raw.now_ms())).total_seconds() <= 5
-        assert await lease.renew(timedelta(seconds=60)) == 60 == lease.ttl_s
-        assert 59 < lease.expires_in_s <= 60
-        (holder,) = (await spell.leases.show(S)).holders
-        assert (holder.token, holder.ttl_s) == (token, 60)
+        lease_store.put_expiry(lease_store.raw.now_ms() + 20_000)
         assert await lease.renew() == 60
+        (holder,) = (await spell.leases.show(S)).holders
+        assert 50 < (holder.expires - from_ms(lease_store.raw.now_ms())).total_seconds() <= 60
+        assert await lease.renew(timedelta(seconds=600)) == 600 == lease.ttl_s
+        assert 590 < lease.expires_in_s <= 600
+        (holder,) = (await spell.leases.show(S)).holders
+        assert (holder.token, holder.ttl_s) == (token, 600)
+        assert await lease.renew() == 600
 
 
-async def test_a_body_longer_than_the_time_to_live_keeps_the_lease(
-    spell: Spell, lease_store: LeaseStore
-) -> None:
-    """It is renewed by itself: the record's expiry moves on past several times to live."""
-    async with spell.leases.acquire(S, ttl=0.3) as lease:
-        first = int.from_bytes((lease_store.holder() or b"")[8:14], "big")
-
-        def moved_on() -> bool:
-            record = lease_store.holder() or bytes(14)
-            return int.from_bytes(record[8:14], "big") > first + 900
-
-        await until(moved_on)
+async def test_a_long_body_keeps_the_lease(spell: Spell, lease_store: LeaseStore) -> None:
+    """It is renewed by itself: the record's expiry moves on again and again."""
+    async with spell.leases.acquire(S, ttl=60) as lease:
+        await renewals(lease_store, spell)
         assert lease.held
         await lease.state.set(S, "k", 1)
     await nothing_left(lease_store, spell)
@@ -275,7 +268,7 @@ async def test_a_token_is_above_all_that_the_client_has_seen(
     spell: Spell, lease_store: LeaseStore
 ) -> None:
     """Even if the server has forgotten the lease and its clock stands far behind."""
-    spell.leases.steps.highest = ahead = 2**52
+    behind.get(spell, spell).leases.steps.highest = ahead = 2**52  # a sidecar's, if there is one
     async with spell.leases.acquire(S) as lease:
         assert lease.token > ahead
     lease_store.raw("DEL", lease_store.key(S))

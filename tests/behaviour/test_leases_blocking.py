@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import os
 import queue
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from fix_leases import LeaseStore, S
+from fix_leases import LeaseStore, S, renewals
 
 from llmspell_dist import blocking
 from llmspell_dist.blocking.leases import Lease as BlockingLease
@@ -166,12 +167,15 @@ def test_a_thread_is_an_owner(clients: Clients) -> None:
         assert lease.held
 
 
-def test_a_lease_is_renewed_for_as_long_as_it_is_held(clients: Clients) -> None:
-    """For several times its time to live."""
+def test_a_lease_is_renewed_for_as_long_as_it_is_held(
+    clients: Clients, lease_store: LeaseStore
+) -> None:
+    """Again and again, by the thread in the background."""
     spell, other = clients(), clients()
-    with spell.leases.acquire(S, ttl=0.2) as lease:
+    with spell.leases.acquire(S, ttl=60) as lease:
+        asyncio.run(renewals(lease_store, spell))
         with pytest.raises(LeaseUnavailableError):
-            other.leases.acquire(S, wait=0.9)
+            other.leases.acquire(S, wait=0)
         lease.check()
         lease.state.set(S, "v", 1)
 
@@ -330,3 +334,30 @@ def test_a_forked_child_does_not_write_under_its_parents_lease(clients: Clients)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
         lease.state.set(S, "v", 3)
     assert spell.state.get(S, "v") == 3
+
+
+@pytest.mark.parametrize("script", ["lease_acquire", "lease_release"])
+def test_closing_a_client_waits_for_what_is_being_granted_or_given_back(
+    clients: Clients, monkeypatch: pytest.MonkeyPatch, script: str
+) -> None:
+    """Another thread closes it between the call and its answer: the lease is free then."""
+    spell, other = clients(), clients()
+    execute = other.leases.execute
+    closing = threading.Thread(target=other.close)
+
+    def closed_meanwhile(call: Any) -> Any:
+        if call.name != script or closing.ident is not None:
+            return execute(call)
+        reply = execute(call) if script == "lease_acquire" else None
+        closing.start()
+        closing.join(0.3)
+        return reply or execute(call)
+
+    monkeypatch.setattr(other.leases, "execute", closed_meanwhile)
+    if script == "lease_acquire":
+        with pytest.raises(ClosedError):
+            other.leases.acquire(S, ttl=60)
+    else:
+        other.leases.acquire(S, ttl=60).release()
+    closing.join(WITHIN_S)
+    assert not spell.leases.show(S).held

@@ -13,7 +13,7 @@ from fix_state import until
 from llmspell_dist.client import Spell
 from llmspell_dist.errors import LeaseUnavailableError
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.both_surfaces]
 
 
 async def ended(task: asyncio.Task[Any]) -> None:
@@ -81,6 +81,7 @@ async def test_cancelled_at_the_moment_of_the_grant(
         await nothing_left(lease_store, spell, other)
 
 
+@pytest.mark.library_only("giving up is the sidecar's")
 async def test_cancelled_while_it_gives_up(
     spell: Spell, lease_store: LeaseStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

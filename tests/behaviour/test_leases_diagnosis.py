@@ -28,7 +28,7 @@ from llmspell_dist.errors import (
 from llmspell_dist.leases.holding import Lease
 from llmspell_dist.leases.model import LeaseHow, LeaseInfo, LeaseMode, WaitEdge
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.both_surfaces]
 A, B, C = "agent:a", "agent:b", "agent:c"
 
 
@@ -168,6 +168,26 @@ async def test_all_leases_that_are_held_or_waited_for_are_listed(
     for lease in (short, reader, held):
         await lease.release()
     assert await spell.leases.list() == []
+
+
+async def test_leases_that_end_in_the_same_millisecond_are_listed_by_name(
+    spell: Spell, lease_store: LeaseStore
+) -> None:
+    """One lease of several holders stands where the first of them ends."""
+    names = [f"turn-{n}" for n in range(9, -1, -1)]
+    held = [await spell.leases.acquire(S, name=name, ttl=300) for name in names]
+    late = await spell.leases.acquire(A, mode="shared", owner="late", ttl=900)
+    soon = await spell.leases.acquire(A, mode="shared", owner="soon", ttl=100)
+    at_ms = lease_store.raw.now_ms() + 300_000
+    for name in names:
+        lease_store.put_expiry(at_ms, S, name)
+    listed = await spell.leases.list()
+    assert [(info.scope, info.name) for info in listed] == [
+        (A, "main"),
+        *((S, name) for name in sorted(names)),
+    ]
+    for lease in (*held, late, soon):
+        await lease.release()
 
 
 async def test_a_lease_whose_holder_has_expired_is_listed_while_somebody_waits(

@@ -21,7 +21,7 @@ from llmspell_dist.errors import (
 from llmspell_dist.leases.holding import Lease
 from llmspell_dist.redis.commands import Command, ScriptCall
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.both_surfaces]
 
 SHORT = 0.15
 """A time to live that is over in a moment."""
@@ -362,6 +362,7 @@ async def test_a_lease_that_was_released_is_not_lost(spell: Spell, lease_store: 
     assert told == []
 
 
+@pytest.mark.library_only("over HTTP the next renewal says so")
 async def test_break_is_heard_at_once_by_a_client_that_listens(
     spell: Spell, clients: Clients, lease_store: LeaseStore
 ) -> None:
@@ -389,6 +390,7 @@ async def test_break_is_heard_at_once_by_a_client_that_listens(
 # --- renewing -------------------------------------------------------------------------------------
 
 
+@pytest.mark.library_only("it looks at the requests to the server")
 async def test_nothing_renews_after_the_release(
     spell: Spell, lease_store: LeaseStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -439,7 +441,7 @@ async def test_a_renewal_that_fails_is_tried_again(
         return execute(call)
 
     monkeypatch.setattr(spell.leases.keeper, "_execute", failing)
-    async with spell.leases.acquire(S, ttl=1) as lease:
+    async with spell.leases.acquire(S, ttl=10) as lease:
         hasten(spell)
         await until(lambda: failures == 3)
         first = lease.grant.sent_at

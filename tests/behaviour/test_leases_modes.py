@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from fix_leases import Clients, LeaseStore, S, granted, in_line, nothing_left
-from fix_state import until
+from fix_leases import Clients, LeaseStore, S, granted, in_line, nothing_left, renewals
 
 from llmspell_dist.client import Spell
 from llmspell_dist.errors import (
@@ -17,7 +16,7 @@ from llmspell_dist.errors import (
 )
 from llmspell_dist.leases.model import LeaseMode
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.both_surfaces]
 
 
 # --- shared ---------------------------------------------------------------------------------------
@@ -44,15 +43,24 @@ async def test_readers_hold_it_together(
     await nothing_left(lease_store, spell, other)
 
 
+async def test_holders_are_named_in_the_order_of_their_grants(spell: Spell) -> None:
+    """Also when their records are so long that the server keeps them in no order."""
+    owners = [f"{'reader' * 20}-{n}" for n in range(12)]
+    held = [await spell.leases.acquire(S, mode="shared", owner=owner) for owner in owners]
+    assert [holder.owner for holder in (await spell.leases.show(S)).holders] == owners
+    with pytest.raises(LeaseUnavailableError) as caught:
+        await spell.leases.acquire(S, wait=0)
+    assert [holder.owner for holder in caught.value.holders] == owners
+    for lease in held:
+        await lease.release()
+
+
 async def test_a_reader_keeps_it_as_a_writer_does(spell: Spell, lease_store: LeaseStore) -> None:
     """Renewed by itself and by hand; once its time is over, it is over."""
-    async with spell.leases.acquire(S, mode="shared", ttl=0.3) as lease:
-
-        async def renewed() -> bool:
-            (holder,) = (await spell.leases.show(S)).holders
-            return (holder.expires - holder.since).total_seconds() > 0.9
-
-        await until(renewed)
+    async with spell.leases.acquire(S, mode="shared", ttl=60) as lease:
+        await renewals(lease_store, spell)
+        (holder,) = (await spell.leases.show(S)).holders
+        assert (holder.expires - holder.since).total_seconds() > 60
         assert await lease.renew(5) == 5
     late = await spell.leases.acquire(S, mode="shared", on_lost="event")
     lease_store.expire()
@@ -205,7 +213,7 @@ async def test_a_short_hold_inside_does_not_shorten_the_outer_one(
     """Each renews for its own time; what the longest counts on stays."""
     async with (
         spell.leases.acquire(S, ttl=60, owner="job", renew=False) as outer,
-        spell.leases.acquire(S, ttl=0.1, owner="job", reentrant=True, renew=False) as inner,
+        spell.leases.acquire(S, ttl=10, owner="job", reentrant=True, renew=False) as inner,
     ):
         await inner.renew()
         record = lease_store.holder() or b""

@@ -19,7 +19,7 @@ from llmspell_dist import (
     WrongKindError,
 )
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.both_surfaces]
 S = "agent:alice"
 
 

@@ -18,7 +18,7 @@ from llmspell_dist import (
 )
 from llmspell_dist.errors import InvalidKeyError
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.both_surfaces]
 S = "agent:alice"
 
 

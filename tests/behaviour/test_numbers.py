@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from llmspell_dist import InvalidArgumentError, StateClass, StateManager, WrongKindError
 from llmspell_dist.errors import NumberOverflowError
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.both_surfaces]
 S = "agent:alice"
 LOW, HIGH = -(2**63), 2**63 - 1
 

@@ -22,7 +22,7 @@ from llmspell_dist import (
 from llmspell_dist.client import Spell
 from llmspell_dist.keys import KeySpace
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.both_surfaces]
 S, T = "agent:alice", "agent:bob"
 
 
@@ -150,6 +150,7 @@ async def test_a_move_loses_no_concurrent_write(state: StateManager) -> None:
     assert both == {f"k{i}": 0 for i in range(100)} | {f"new{i}": i for i in range(100)}
 
 
+@pytest.mark.library_only("over HTTP a reader is too slow to look in between")
 async def test_a_large_move_has_every_key_in_exactly_one_scope(state: StateManager) -> None:
     """At any moment that a reader looks."""
     for start in range(0, 1200, 400):
@@ -231,6 +232,7 @@ async def test_a_scope_cleared_many_times_leaves_nothing(
     assert [key for key in store.all_keys() if b":g" in key] == []
 
 
+@pytest.mark.library_only("requests of several tasks take several connections, in no order")
 async def test_clear_and_writes_in_one_group_stand_in_order(state: StateManager) -> None:
     """What came before is gone, what came after is there."""
     *_, cleared, _, _ = await asyncio.gather(
@@ -274,3 +276,14 @@ async def test_an_empty_scope_is_forgotten_once_nobody_can_compare_with_it(
     assert store.raw("ZSCORE", due, S) is None
     assert await state.get(S, "k") is None
     assert await state.set(S, "k", 2) > changed
+
+
+async def test_a_copy_of_a_copy_is_a_value_of_its_own(state: StateManager) -> None:
+    """As often as one likes."""
+    there = await fill(state, S)
+    for source, target in ((S, T), (T, "agent:carol"), ("agent:carol", "agent:dave")):
+        assert await state.copy_scope(source, target) == len(there)
+        assert await state.get_all(target) == there
+    await state.append("agent:carol", "l", 3)
+    for scope in (S, T, "agent:dave"):
+        assert await state.get(scope, "l") == [1, "two"]

@@ -15,7 +15,7 @@ from fix_state import Store
 from llmspell_dist import InvalidArgumentError, Revision, Scope, StateClass, StateManager
 from llmspell_dist.client import Spell
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.both_surfaces]
 S = "agent:alice"
 
 VALUES: list[Any] = [

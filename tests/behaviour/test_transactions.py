@@ -28,7 +28,7 @@ from llmspell_dist import (
 from llmspell_dist.errors import NumberOverflowError
 from llmspell_dist.keys import KeySpace
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.both_surfaces]
 S, T = "agent:alice", "user:u"
 
 

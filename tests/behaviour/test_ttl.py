@@ -16,7 +16,7 @@ from llmspell_dist.clock import Liveness
 from llmspell_dist.errors import InvalidTTLError
 from llmspell_dist.state.housekeeping import housekeep, sweep
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.both_surfaces]
 S = "agent:alice"
 
 
@@ -37,7 +37,7 @@ async def test_a_ttl_is_seconds_or_a_timedelta(
     """Counted from the server's time of the commit, in whole milliseconds."""
     await state.set(S, "k", 1, ttl=ttl)
     stored = store.record(S, "k")
-    assert abs(stored.expires_ms - stored.revision.ms - seconds * 1000) <= 50
+    assert abs(stored.expires_ms - stored.revision.ms - seconds * 1000) <= 200
 
 
 async def test_an_update_keeps_replaces_or_drops_the_ttl(state: StateManager) -> None:
@@ -198,6 +198,7 @@ async def test_the_sweeper_removes_what_expired_and_logs_it(
     assert await state.get(S, "alive") == 1
 
 
+@pytest.mark.library_only("the library keeps house; a client of a sidecar does not")
 async def test_one_process_of_the_fleet_sweeps_in_an_interval(
     state: StateManager, spell: Spell, expiring: Expiring, store: Store
 ) -> None:
@@ -225,6 +226,7 @@ async def test_a_sweep_works_through_more_than_one_call_may_remove(
     assert await state.count(S) == 0
 
 
+@pytest.mark.library_only("the library keeps house; a client of a sidecar does not")
 async def test_housekeeping_sweeps_and_trims_in_turn(
     spell: Spell, expiring: Expiring, store: Store, url: str, namespace: str
 ) -> None:

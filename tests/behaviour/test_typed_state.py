@@ -11,7 +11,7 @@ import pytest
 
 from llmspell_dist import CodecError, StateManager
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.both_surfaces]
 S = "agent:alice"
 
 

@@ -41,7 +41,7 @@ def _sent_by_python() -> set[str]:
         if "doctor" in path.parts or "cli" in path.parts:
             continue
         for first, second in re.findall(
-            r'\bpack\(\s*b?"([A-Z]+)"(?:,\s*b?"([A-Z]+)")?', path.read_text()
+            r'\bpack\(\s*b?"([A-Z]{2,})"(?:,\s*b?"([A-Z]{2,})")?', path.read_text()
         ):
             pair = f"{first}|{second}".lower()
             found.add(pair if first in {"CLIENT", "SCRIPT"} else first.lower())

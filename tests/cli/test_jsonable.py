@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmspell_dist.cli.jsonable import TAGS, from_json, parse_json, to_json
+from llmspell_dist.cli.jsonable import parse_json
 from llmspell_dist.errors import InvalidArgumentError
+from llmspell_dist.jsonable import TAGS, from_json, to_json
 
 pytestmark = pytest.mark.unit
 

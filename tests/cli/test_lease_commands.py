@@ -251,7 +251,7 @@ async def test_show_has_holder_waiters_and_history(
     assert [waiter["label"] for waiter in document["waiters"]] == ["w1", "w2"]
     assert document["waiters"][0]["deadline"] is None
     bound = _time(document["waiters"][1]["deadline"]) - _time(document["waiters"][1]["since"])
-    assert bound == pytest.approx(timedelta(seconds=600), abs=timedelta(seconds=1))
+    assert timedelta(seconds=580) < bound <= timedelta(seconds=600)
     assert document["waiters"][1]["connected"] is True
     (ended,) = document["history"]
     assert (ended["label"], ended["token"], ended["how"]) == ("old", old.token, "released")

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -188,19 +189,25 @@ def test_on_a_terminal_there_are_tables_without_markup_of_others(
     """A key in brackets is text, escapes are visible, and there is a heading."""
     prepare(lambda state: state.set("agent:a", "[red]x\x1b[2J", {"a": "[blink]"}))
     master, slave = pty.openpty()
+    parts: list[bytes] = []
     try:
-        done = subprocess.run(
-            [*COMMAND, "ls", "agent:a", "--values", "--url", url, "--namespace", namespace],
-            env=process_environment | {"TERM": "xterm", "NO_COLOR": "1", "COLUMNS": "150"},
-            stdout=slave,
-            stderr=subprocess.PIPE,
-            timeout=60,
-            check=False,
-        )
-        shown = os.read(master, 65536).decode()
+        try:
+            done = subprocess.run(
+                [*COMMAND, "ls", "agent:a", "--values", "--url", url, "--namespace", namespace],
+                env=process_environment | {"TERM": "xterm", "NO_COLOR": "1", "COLUMNS": "150"},
+                stdout=slave,
+                stderr=subprocess.PIPE,
+                timeout=60,
+                check=False,
+            )
+        finally:
+            os.close(slave)
+        with suppress(OSError):  # the last one who had it open is gone
+            while part := os.read(master, 65536):
+                parts.append(part)
     finally:
         os.close(master)
-        os.close(slave)
+    shown = b"".join(parts).decode()
     assert (done.returncode, done.stderr) == (0, b"")
     assert "REVISION" in shown
     assert "[red]x\\x1b[2J" in shown

@@ -403,6 +403,6 @@ def test_an_error_names_the_variable_that_is_wrong(
     run: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the option was not given."""
-    monkeypatch.setenv("LLMSPELL_URL", "http://x")
+    monkeypatch.setenv("LLMSPELL_URL", "ftp://x")
     assert "LLMSPELL_URL must begin with" in run("get", "global", "a").err
-    assert "--url must begin with" in run("--url", "http://x", "get", "global", "a").err
+    assert "--url must begin with" in run("--url", "ftp://x", "get", "global", "a").err

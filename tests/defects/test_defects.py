@@ -1,7 +1,8 @@
 """Seeded defects: each patch takes one protection away, and its test must notice.
 
 A fault test that stays green without the protection proves nothing. A patch begins with what it
-breaks and with a line ``Test: FILE -k EXPRESSION``: the tests of which one must turn red.
+breaks and with a line ``Test: FILE -k EXPRESSION``: the tests of which one must turn red. A line
+``Server: NAME`` names the server where it can be seen, by the beginning of its row.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import pytest
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 PATCHES = sorted(HERE.glob("*.patch"))
-COPIED = ("llmspell_dist", "lua_scripts", "tests", "pyproject.toml")
+COPIED = ("llmspell_dist", "lua_scripts", "tests", "k8s", "pyproject.toml")
 LEAST = 8
 
 
@@ -29,6 +30,14 @@ def named_test(patch: Path) -> list[str]:
         if line.startswith("Test: "):
             return shlex.split(line.removeprefix("Test: "))
     raise AssertionError(f"{patch.name} names no test")
+
+
+def named_server(patch: Path) -> str:
+    """Return how the row begins on which a defect can be seen; empty: on any."""
+    for line in patch.read_text(encoding="utf-8").splitlines():
+        if line.startswith("Server: "):
+            return line.removeprefix("Server: ")
+    return ""
 
 
 def git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -57,9 +66,11 @@ def copy(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(folder: Path, arguments: list[str]) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, arguments: list[str], server: str = "") -> subprocess.CompletedProcess[str]:
     """Run tests on the copy, on one server."""
-    row = next(row.id for row in fix_servers.table().values() if "process" in row.capabilities)
+    rows = [row.id for row in fix_servers.table().values() if "process" in row.capabilities]
+    row = next((each for each in rows if each.startswith(server)), None)
+    assert row is not None, f"no server here is {server}"
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
         fix_servers.ENVIRONMENT: row,
@@ -117,7 +128,7 @@ def test_a_defect_is_noticed(patch: Path, copy: Path) -> None:
     """With the protection gone, the test that is there for it fails."""
     applied = git(copy, "apply", str(patch))
     assert applied.returncode == 0, applied.stderr
-    result = run(copy, named_test(patch))
+    result = run(copy, named_test(patch), named_server(patch))
     assert result.returncode == pytest.ExitCode.TESTS_FAILED, result.stdout[-3000:] + result.stderr
 
 
@@ -126,5 +137,5 @@ def test_a_defect_is_noticed(patch: Path, copy: Path) -> None:
 @pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.stem)
 def test_without_the_defect_the_same_test_passes(patch: Path, copy: Path) -> None:
     """It fails for the defect, and for nothing else."""
-    result = run(copy, named_test(patch))
+    result = run(copy, named_test(patch), named_server(patch))
     assert result.returncode == pytest.ExitCode.OK, result.stdout[-3000:] + result.stderr

@@ -8,6 +8,8 @@ The blocks of a page run in order, in one namespace and one event loop, in an em
   ``console`` blocks, whose ``$ python`` lines are run with the output that follows them. In a line
   that starts programs in parallel (``&``) the order of the output does not matter.
 - ``python no-run: why`` is only compiled.
+
+A page whose code names ``s3://team-backups`` has that bucket, on an S3 server of the tests.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ import llmspell_dist
 from llmspell_dist import blocking
 
 if TYPE_CHECKING:
+    from fix_s3 import Service
     from fix_servers import Server
 
 pytestmark = pytest.mark.integration
@@ -42,6 +45,7 @@ _FILE = re.compile(r"# (?P<name>[a-z_]+\.py)\n")
 _PRINTS = re.compile(r"# -> (?P<text>.*)$", re.MULTILINE)
 _MANY_PROCESSES = {"docs/state-management/tutorial.md"}
 """Pages whose processes need a server that they can share."""
+_BUCKET = "team-backups"
 
 
 @dataclass(frozen=True)
@@ -156,6 +160,22 @@ class _Runner:
         self.loop.close()
 
 
+@pytest.fixture
+def bucket(request: pytest.FixtureRequest, page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bucket that the page's code names, and the environment by which it is found."""
+    used = [one for one in blocks(page) if one.language == "python" and not one.note]
+    if not any(f"s3://{_BUCKET}" in one.body for one in used):
+        return
+    service: Service = request.getfixturevalue("moto")
+    client = service.client()
+    client.create_bucket(Bucket=_BUCKET)
+    client.close()
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", service.endpoint)
+    for name, text in service.environment.items():
+        monkeypatch.setenv(name, text)
+
+
+@pytest.mark.usefixtures("bucket")
 @pytest.mark.parametrize("page", list(_page_parameters()))
 def test_the_snippets_of_a_page_run_and_print_what_they_say(
     *,

@@ -106,11 +106,12 @@ class Worker:
         pounding: list[asyncio.Task[None]] = []
         asked_at, said = monotonic(), "released"
         facts: dict[str, Any] = {}
+        held: Lease | None = None
         try:
             async with self.spell.leases.acquire(
                 self.scope, ttl=ttl, wait=wait, label=label, renew=renew
             ) as lease:
-                self.lease = lease
+                self.lease = held = lease
                 waited_s = monotonic() - asked_at
                 say("granted", token=lease.token, waited_s=waited_s, asked_at=asked_at)
                 state = lease.state if fenced else self.spell.state
@@ -125,7 +126,8 @@ class Worker:
             facts["cancelling"] = asyncio.current_task().cancelling()  # type: ignore[union-attr]
         except LeaseUnavailableError as error:
             said, facts = "unavailable", {"waited_s": error.waited_s}
-        say("told", outcome=said, **facts)  # the writers may have to wait for the server
+        until = {} if held is None else {"deadline": held.grant.deadline}
+        say("told", outcome=said, **facts, **until)  # the writers may have to wait for the server
         await self._enough(pounding, 20)
         say(said, **facts, written=self._done, refused=dict(self._refused))
 
@@ -153,6 +155,11 @@ class Worker:
     async def release(self) -> None:
         """Let go of what `hold` holds."""
         self._let_go.set()
+
+    async def renew(self) -> None:
+        """Renew what is held now, and not first at a third of its time; nothing is said of it."""
+        for grant in self.spell.leases._grants.values():
+            self.spell.leases.keeper._look(grant, monotonic())
 
     async def write(self, *, count: int, value: str = "written") -> None:
         """Write so often with the lease that was granted last, whatever has become of it."""

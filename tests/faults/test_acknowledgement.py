@@ -61,9 +61,11 @@ async def test_the_disk_is_reached_and_critical_asks_for_it(
     server = own_server()
     async with client(server, namespace) as spell:
         assert spell.state._driver.core.durable_ack == LOCAL_FSYNC
+        wait_for_acks(10, spell)
         await spell.state.set(SCOPE, "a", 1, ack=LOCAL_FSYNC)
         await spell.state.set(SCOPE, "b", 1, state_class=StateClass.CRITICAL)
         with blocking_client(server, namespace) as blocks:
+            wait_for_acks(10, blocks)
             blocks.state.set(SCOPE, "c", 1, state_class=StateClass.CRITICAL)
         raw = raw_to(server)
         assert b"cmdstat_waitaof:calls=3" in raw("INFO", "commandstats")
@@ -83,6 +85,7 @@ async def test_a_replica_is_reached_and_critical_asks_for_all(
     async with client(primary, namespace) as spell:
         state = spell.state
         assert state._driver.core.durable_ack == REPLICATED_ALL
+        wait_for_acks(10, spell)
         await state.set(SCOPE, "a", 1, ack=replicated(1))
         await state.set(SCOPE, "b", 2, state_class=StateClass.CRITICAL)
         hash_key = state._driver.core.scope_key(SCOPE).hash
@@ -92,6 +95,7 @@ async def test_a_replica_is_reached_and_critical_asks_for_all(
         assert type(error) is AckNotReachedError
         assert "1 replicas" in str(error)
         with blocking_client(primary, namespace) as blocks:
+            wait_for_acks(10, blocks)
             blocks.state.set(SCOPE, "d", 4, ack=replicated(1))
         other("REPLICAOF", "NO", "ONE")
         error = await outcome(state.set(SCOPE, "b", 5, state_class=StateClass.CRITICAL))
@@ -100,7 +104,7 @@ async def test_a_replica_is_reached_and_critical_asks_for_all(
         operation: Any = error.operation
         other("REPLICAOF", "127.0.0.1", port)
         await until(lambda: b"state=online" in raw("INFO", "replication"), within_s=20)
-        wait_for_acks(5.0, spell)
+        wait_for_acks(10, spell)
         revision = await state.retry(operation)
         assert (await state.get_record(SCOPE, "b")).revision == revision
         assert other("HEXISTS", hash_key, "b") == 1

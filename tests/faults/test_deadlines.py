@@ -49,7 +49,7 @@ def test_a_reply_that_trickles_in_is_given_up_at_the_deadline_of_the_whole() -> 
     gone.set()
     thread.join()
     theirs.close()
-    assert 0.2 < took < 1.0
+    assert 0.2 < took < 5  # the whole reply would take 30 s
     assert not connection.connected
 
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from time import monotonic
 from typing import Any
 
@@ -25,9 +26,8 @@ from llmspell_dist.redis.resp import ErrorReply, pack
 pytestmark = pytest.mark.integration
 
 both_protocols = pytest.mark.parametrize("protocol", [2, 3])
-HASTY = LaneOptions(
-    call_timeout=0.2, connect_timeout=0.2, retry_budget=0.5, health_check_interval=0.1
-)
+HASTY = LaneOptions(call_timeout=0.2, connect_timeout=0.2, health_check_interval=0.1)
+"""Soon finds a connection that is dead. It has all the time to find another."""
 
 
 def hub_to(server: Any, options: LaneOptions | None = None, **endpoint: Any) -> Hub:
@@ -285,7 +285,7 @@ async def test_a_healthy_connection_is_kept_for_many_pings(
 ) -> None:
     """Pings are answered in both protocols, with and without channels, and end nothing."""
     proxy = fault_proxy(server)
-    options = LaneOptions(retry_budget=0.5, health_check_interval=0.01)
+    options = LaneOptions(retry_budget=2.0, health_check_interval=0.01)
     hub = hub_to(proxy, options, protocol=protocol)
     ear = Ear(hub, channel)
     await ear.subscribe()
@@ -376,7 +376,7 @@ async def test_a_subscribe_that_cannot_be_had_fails_within_its_budget(
 ) -> None:
     """The error says where and what; the channel is free again, and can be had later."""
     proxy = fault_proxy(server)
-    hub = hub_to(proxy, HASTY)
+    hub = hub_to(proxy, replace(HASTY, retry_budget=0.5))
     ear = Ear(hub, channel)
     getattr(proxy, fault)()
     started = monotonic()
@@ -390,6 +390,7 @@ async def test_a_subscribe_that_cannot_be_had_fails_within_its_budget(
     else:
         assert type(caught.value) is StoreTimeoutError
         proxy.clear()
+    hub.options = HASTY
     await ear.subscribe()
     server.call("PUBLISH", channel, "x")
     await until(lambda: bool(ear.told))
@@ -439,9 +440,10 @@ async def test_a_busy_server_is_asked_again(own_server: Servers, channel: bytes)
 async def test_a_server_that_stays_busy_is_named_so(own_server: Servers, channel: bytes) -> None:
     """After the budget the caller gets what the server said, and the others hear on."""
     server = own_server(config={"lua-time-limit": "1"})
-    hub = hub_to(server, LaneOptions(call_timeout=30.0, retry_budget=0.5))
+    hub = hub_to(server, LaneOptions(call_timeout=30.0))
     ear, other = Ear(hub, channel), Ear(hub, channel + b":other")
     await other.subscribe()
+    hub.options = replace(hub.options, retry_budget=0.5)
     async with busy(server):
         with pytest.raises(StoreBusyError):
             await ear.subscribe()
@@ -461,9 +463,9 @@ async def test_a_refused_request_that_nobody_wants_any_more_is_dropped(
     hub = hub_to(server)
     ear, gone = Ear(hub, channel), Ear(hub, channel + b":gone")
     await asyncio.gather(ear.subscribe(), gone.subscribe())
-    leave, told = Leave(channel), ErrorReply("BUSY a script runs")
+    leave, told = Leave((False, channel)), ErrorReply("BUSY a script runs")
     hub.refused((leave, pack("UNSUBSCRIBE", channel), 0.0), told)
-    again = hub._channels[gone.channel]
+    again = hub._channels[False, gone.channel]
     hub.refused((again, pack("SUBSCRIBE", gone.channel), 0.0), told)
     assert len(hub._refused) == 2
     await hub.unsubscribe(gone.channel)

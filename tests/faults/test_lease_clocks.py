@@ -20,10 +20,15 @@ from fix_lease_faults import (
 )
 from fix_servers import Server
 
-pytestmark = [pytest.mark.integration, pytest.mark.needs("process", "kill")]
+pytestmark = [pytest.mark.integration, pytest.mark.needs("process", "kill"), pytest.mark.one_server]
 
 HOUR_S = 3600.0
-TTL_S = 0.5
+FAR_LESS_S = 60.0
+"""What no jump of an hour has had a part in, however busy the machine is."""
+TTL_S = 9.0
+"""The holder's: no process is ever stopped for so long. It is renewed when a test wants it."""
+WAITER_TTL_S = 4.0
+"""So often who waits looks whether the holder has died."""
 Jump = Callable[[float], None]
 
 
@@ -33,27 +38,18 @@ def hours_off(process: LeaseProcess) -> set[float]:
     return {round((said[name] - time()) / HOUR_S, 2) for name in ("time_s", "datetime_s")}
 
 
-def wait_for_renewals(view: LeaseView, count: int) -> None:
-    """Wait until the server has prolonged the lease so often."""
-    for _ in range(count):
-        record = view.record
-        assert record is not None
-        before = record.expires
-        wait_until(lambda: (now := view.record) is not None and now.expires > before)  # noqa: B023
-
-
 def check_that_jumps_change_nothing(
     holder: LeaseProcess, waiter: LeaseProcess, view: LeaseView, jump: Jump
 ) -> float:
     """Let the time of day jump while one holds and one waits; how long the hand-over then took."""
     holder.tell("hold", ttl=TTL_S, writers=1)
     token = holder.hears("granted")["token"]
-    in_line(view, waiter, ttl=TTL_S)
+    in_line(view, waiter, ttl=WAITER_TTL_S)
     for seconds in (HOUR_S, -HOUR_S, 0.0, -HOUR_S, HOUR_S):
         jump(seconds)
         for process in (holder, waiter):
             assert hours_off(process) == {seconds / HOUR_S}, "no clock has jumped: void"
-        wait_for_renewals(view, 2)
+        view.wait_for_renewals(holder, 2)
         wrote = holder.ask("write", "wrote", count=3)
         assert (wrote["accepted"], wrote["refused"], wrote["held"]) == (3, {}, True)
         assert view.waiting() == 1
@@ -63,6 +59,7 @@ def check_that_jumps_change_nothing(
     assert record is not None
     assert record.token == token
     killed_at = holder.kill()
+    view.expire()
     granted = waiter.hears("granted")
     assert granted["token"] > token
     return float(granted["at"] - killed_at)
@@ -75,12 +72,18 @@ def check_that_a_wait_takes_its_time(
     holder.tell("hold", ttl=10)
     holder.hears("granted")
     for seconds in (HOUR_S, -HOUR_S):
-        jump(0.0)
-        waiter.tell("hold", ttl=10, wait=0.5)
-        view.wait_for_waiters(1)
-        jump(seconds)
-        assert 0.5 <= waiter.hears("unavailable")["waited_s"] < 1.5
-        assert view.waiting() == 0
+        for _ in range(10):
+            jump(0.0)
+            waiter.tell("hold", ttl=10, wait=0.5)
+            wait_until(lambda: view.waiting() == 1 or waiter.said("unavailable"))
+            jump(seconds)
+            waiting = not waiter.said("unavailable")
+            assert 0.5 <= waiter.hears("unavailable")["waited_s"] < FAR_LESS_S
+            assert view.waiting() == 0
+            if waiting:
+                break
+        else:
+            raise AssertionError("no clock has jumped while it waited: void")
     holder.ask("release", "released")
     view.check_nothing_left()
 
@@ -97,11 +100,11 @@ def test_the_time_of_day_in_python_changes_nothing(
             one.ask("jump", "jumped", seconds=seconds)
 
     for one in (holder, waiter):
-        one.hears("ready")
+        one.hears_ready()
     check_that_a_wait_takes_its_time(holder, waiter, view, jump)
     took = check_that_jumps_change_nothing(holder, waiter, view, jump)
     report("client clock, Python", server=server.row.title, ttl_s=TTL_S, took_s=took)
-    assert took <= TTL_S + 1.0
+    assert took < FAR_LESS_S
     waiter.end()
 
 
@@ -112,11 +115,11 @@ def test_the_time_of_day_of_the_whole_process_changes_nothing(
     """CLOCK_REALTIME jumps by an hour, both ways, for everything in the process."""
     holder, waiter = [workers(server, env=clock.environment) for _ in range(2)]
     for one in (holder, waiter):
-        one.hears("ready")
+        one.hears_ready()
     check_that_a_wait_takes_its_time(holder, waiter, view, clock.jump)
     took = check_that_jumps_change_nothing(holder, waiter, view, clock.jump)
     report("client clock, process", server=server.row.title, ttl_s=TTL_S, took_s=took)
-    assert took <= TTL_S + 1.0
+    assert took < FAR_LESS_S
     waiter.end()
 
 
@@ -124,15 +127,15 @@ def test_the_time_of_day_of_the_whole_process_changes_nothing(
 
 
 def at_work(
-    workers: Workers, server: Any, view: LeaseView
+    workers: Workers, server: Any, view: LeaseView, *, waiter_ttl: float = TTL_S
 ) -> tuple[LeaseProcess, LeaseProcess, int]:
     """Return a holder that writes, one who waits, and the holder's token."""
     holder, waiter = [workers(server) for _ in range(2)]
     for one in (holder, waiter):
-        one.hears("ready")
-    holder.tell("hold", ttl=1.0, writers=2)
+        one.hears_ready()
+    holder.tell("hold", ttl=TTL_S, writers=2)
     token: int = holder.hears("granted")["token"]
-    in_line(view, waiter, ttl=1.0)
+    in_line(view, waiter, ttl=waiter_ttl)
     return holder, waiter, token
 
 
@@ -149,8 +152,9 @@ def test_a_server_whose_clock_jumps_ahead_ends_the_lease_and_says_so(
 ) -> None:
     """By its time the lease is over: the next one has it, the holder is told and is refused."""
     with looking_at(off_server, namespace) as view:
-        holder, waiter, token = at_work(workers, off_server, view)
+        holder, waiter, token = at_work(workers, off_server, view, waiter_ttl=WAITER_TTL_S)
         clock.jump(HOUR_S)
+        holder.tell("renew")
         lost = holder.hears("lost")
         assert lost["refused"].keys() <= {"expired", "token"}
         assert lost["refused"], "no stale write was tried: void"
@@ -181,7 +185,7 @@ def test_a_server_whose_clock_jumps_back_grants_no_lower_token(
             tokens.append(waiter.hears("granted")["token"])
             assert waiter.ask("write", "wrote", count=1)["accepted"] == 1
             holder, waiter = waiter, holder
-            in_line(view, waiter, ttl=1.0)
+            in_line(view, waiter, ttl=TTL_S)
         assert view.raw.now_ms() * 1000 < token, "the server's clock is not back: void"
         assert tokens == sorted(set(tokens))
         holder.ask("release", "released")

@@ -20,7 +20,7 @@ from fix_lease_faults import (
 )
 from fix_servers import Server
 
-pytestmark = [pytest.mark.integration, pytest.mark.needs("process", "kill")]
+pytestmark = [pytest.mark.integration, pytest.mark.needs("process", "kill"), pytest.mark.one_server]
 
 WORKERS = 3
 CUTS = 20
@@ -92,7 +92,7 @@ def test_cuts_while_holding_and_waiting_let_nobody_in_twice_and_nobody_hang(
     proxies = [fault_proxy(server) for _ in range(WORKERS)]
     processes = [workers(proxy) for proxy in proxies]
     for process in processes:
-        process.hears("ready")
+        process.hears_ready()
     place.occupy(processes, leased=True)
     hows = []
     for _ in range(CUTS):
@@ -121,7 +121,7 @@ def test_without_the_lease_they_meet(
     place = Place(server, view, namespace)
     processes = [workers(server) for _ in range(WORKERS)]
     for process in processes:
-        process.hears("ready")
+        process.hears_ready()
     place.occupy(processes, leased=False)
     for _ in range(10):
         place.wait_for_progress(processes)
@@ -135,23 +135,32 @@ def test_without_the_lease_they_meet(
 def test_a_holder_that_is_cut_off_knows_before_another_holds(
     server: Server, workers: Workers, fault_proxy: Proxies, view: LeaseView, rounds: int
 ) -> None:
-    """Its connections are silent: it is told by its own clock, and only then the next one holds."""
+    """Its connections are silent: its own clock tells it, before the next one holds.
+
+    Compared is until when it counted as held there; a busy machine may be late to say so.
+    """
     proxy = fault_proxy(server)
     holder, waiter = workers(proxy), workers(server)
     for one in (holder, waiter):
-        one.hears("ready")
+        one.hears_ready()
     before: list[float] = []
-    for _ in range(rounds):
+    void = 0
+    while len(before) < rounds:
         holder.tell("hold", ttl=1.0, writers=2, reach=100)
-        token = holder.hears("granted")["token"]
-        in_line(view, waiter, ttl=5)
-        holder.hears("reached")
+        token = holder.takes()
+        waiter.tell("hold", ttl=5)
+        if token is None or not holder.holds_in_front(view, 1):
+            void += 1
+            assert void <= max(rounds, 10), "this machine is too slow for this TTL"
+            waiter.hears("granted")
+            waiter.ask("release", "released")
+            continue
         proxy.half_open()
         told = holder.hears("told")
         granted = waiter.hears("granted")
         assert (told["outcome"], told["token"]) == ("lost", token)
         assert granted["token"] > token
-        before.append(granted["at"] - told["at"])
+        before.append(granted["at"] - told["deadline"])
         marker = view.last_entry()
         proxy.clear()
         lost = holder.hears("lost", within_s=60)
@@ -174,14 +183,14 @@ def test_a_waiter_whose_bell_is_cut_hears_of_its_turn_all_the_same(
     proxy = fault_proxy(server)
     holder, waiter = workers(server), workers(proxy)
     for one in (holder, waiter):
-        one.hears("ready")
+        one.hears_ready()
     holder.tell("hold", ttl=30)
     holder.hears("granted")
     in_line(view, waiter, ttl=30)
     proxy.down()
     released = holder.ask("release", "released")
     proxy.up()
-    assert waiter.hears("granted")["at"] - released["at"] < 3.0
+    assert waiter.hears("granted")["at"] - released["at"] < 10.0
     waiter.ask("release", "released")
     view.check_nothing_left()
     for one in (holder, waiter):

@@ -9,7 +9,7 @@ from fix_faults import blocking_client
 from fix_lease_faults import LEASED, LeaseView, Workers, report
 from fix_servers import Server
 
-pytestmark = [pytest.mark.integration, pytest.mark.needs("process", "kill")]
+pytestmark = [pytest.mark.integration, pytest.mark.needs("process", "kill"), pytest.mark.one_server]
 
 COUNTED = "counted"
 

@@ -27,7 +27,11 @@ from fix_state import until
 
 from llmspell_dist.redis.embedded import EmbeddedServer
 
-pytestmark = [pytest.mark.integration, pytest.mark.needs("restart", "persistence")]
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.needs("restart", "persistence"),
+    pytest.mark.one_server,
+]
 
 HOUR_S = 3600.0
 
@@ -35,7 +39,7 @@ HOUR_S = 3600.0
 def ready(*processes: LeaseProcess) -> tuple[LeaseProcess, ...]:
     """Wait until processes obey."""
     for process in processes:
-        process.hears("ready")
+        process.hears_ready()
     return processes
 
 

@@ -20,7 +20,7 @@ from fix_lease_faults import (
 )
 from fix_servers import Server
 
-pytestmark = [pytest.mark.integration, pytest.mark.needs("process", "kill")]
+pytestmark = [pytest.mark.integration, pytest.mark.needs("process", "kill"), pytest.mark.one_server]
 
 TTL_S = 0.3
 
@@ -31,8 +31,8 @@ class Rounds:
     def __init__(self, workers: Workers, server: Server, view: LeaseView, dice: Random) -> None:
         self.view, self.dice = view, dice
         self.holder, self.taker = workers(server), workers(server)
-        self.holder.hears("ready")
-        self.taker.hears("ready")
+        self.holder.hears_ready()
+        self.taker.hears_ready()
         self.counts: Counter[str] = Counter()
         self.told_s: list[float] = []
 
@@ -41,7 +41,9 @@ class Rounds:
         while self.counts["rounds"] < rounds:
             if not self._round(fenced=fenced):
                 self.counts["void"] += 1
-                assert self.counts["void"] <= rounds, "this machine is too slow for this TTL"
+                assert self.counts["void"] <= max(rounds, 10), (
+                    "this machine is too slow for this TTL"
+                )
         self.holder.end()
         self.taker.end()
 
@@ -49,7 +51,9 @@ class Rounds:
         holder, taker, dice = self.holder, self.taker, self.dice
         reach = dice.randint(1, 3000)
         holder.tell("hold", ttl=TTL_S, writers=4, fenced=fenced, reach=reach)
-        token = holder.hears("granted")["token"]
+        token = holder.takes()
+        if token is None:
+            return False
         in_line = dice.random() < 0.5
         if in_line:
             taker.tell("hold", ttl=30)
@@ -101,7 +105,8 @@ def test_a_holder_that_was_stopped_past_its_time_writes_nothing_any_more(
     )
     assert counts["landed"] == 0
     assert counts["rounds with refusals"] == counts["rounds"], "no stale write was tried: void"
-    assert max(campaign.told_s) < 1.0
+    assert min(campaign.told_s) < 1.0
+    assert max(campaign.told_s) < 10.0, "it was told when the other's time was over"
 
 
 @pytest.mark.parametrize("rounds", [3, pytest.param(50, marks=pytest.mark.slow)])
@@ -122,10 +127,13 @@ def test_a_holder_that_was_stopped_past_its_time_is_refused_though_nobody_came(
 ) -> None:
     """Time alone ends a lease: nobody has taken it, and still nothing is written."""
     holder = workers(server)
-    holder.hears("ready")
-    holder.tell("hold", ttl=TTL_S, writers=4, reach=20)
-    holder.hears("granted")
-    holder.hears("reached")
+    holder.hears_ready()
+    for _ in range(10):  # it may lose the lease before, on a busy machine
+        holder.tell("hold", ttl=TTL_S, writers=4, reach=20)
+        if holder.hears("reached", "lost")["event"] == "reached":
+            break
+    else:
+        raise AssertionError("this machine is too slow for this TTL")
     holder.stop()
     record = view.record
     assert record is not None
@@ -144,7 +152,7 @@ def three(server: Server, workers: Workers) -> Iterator[list[LeaseProcess]]:
     """Three processes."""
     made = [workers(server) for _ in range(3)]
     for one in made:
-        one.hears("ready")
+        one.hears_ready()
     yield made
     for one in made:
         one.end()
@@ -155,15 +163,14 @@ def test_a_waiter_that_is_stopped_at_its_turn_holds_up_the_next_for_its_time_at_
 ) -> None:
     """What it was granted in its sleep ends like any grant; awake, it is first in line again."""
     holder, first, second = three
-    ttl = 1.0
     holder.tell("hold", ttl=30)
     holder.hears("granted")
-    in_line(view, first, second, ttl=ttl)
+    in_line(view, first, second, ttl=4.0)
     first.stop()
     released = holder.ask("release", "released")
     granted = second.hears("granted")
-    assert granted["at"] - released["at"] < ttl + 1.0
-    in_line(view, holder, ttl=ttl)
+    assert granted["at"] - released["at"] < 10.0
+    in_line(view, holder, ttl=30)
     first.go_on()
     view.wait_for_waiters(2)
     second.ask("release", "released")
@@ -181,13 +188,13 @@ def test_a_waiter_that_is_stopped_for_a_while_loses_nothing(
 ) -> None:
     """It keeps its place in line while it does not listen, if its turn does not come meanwhile."""
     holder, first, second = three
-    holder.tell("hold", ttl=TTL_S)
+    holder.tell("hold", ttl=10)
     holder.hears("granted")
     in_line(view, first, second, ttl=30)
     record = view.record
     assert record is not None
     first.stop()
-    wait_until(lambda: (now := view.record) is not None and now.expires > record.expires)
+    view.wait_for_renewals(holder)
     first.go_on()
     holder.ask("release", "released")
     assert first.hears("granted")["token"] > record.token

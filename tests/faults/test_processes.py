@@ -20,7 +20,7 @@ from fix_state import Store
 
 from llmspell_dist.errors import WrongEventLoopError
 
-pytestmark = [pytest.mark.integration, pytest.mark.needs("process")]
+pytestmark = [pytest.mark.integration, pytest.mark.needs("process"), pytest.mark.one_server]
 
 AGENT = Path(__file__).parent / "agent_process.py"
 SHARED = "agent:shared"

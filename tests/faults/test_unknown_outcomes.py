@@ -10,9 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from fix_faults import SCOPE, Proxies, blocking_client, client, environment, outcome
+from fix_faults import SCOPE, Proxies, blocking_client, client, environment, hasty, outcome
 from fix_servers import Server
-from fix_state import Store
+from fix_state import Store, until
 
 from llmspell_dist.errors import OperationReusedError, OutcomeUnknownError
 from llmspell_dist.redis.ring import WINDOW
@@ -31,16 +31,17 @@ with blocking.connect(url, namespace=namespace) as spell:
 """
 
 
-async def unknown(proxy: Any, call: Any, *, applied: bool) -> OutcomeUnknownError:
+async def unknown(spell: Any, proxy: Any, call: Any, *, applied: bool) -> OutcomeUnknownError:
     """Let a call's request leave, and its reply never come."""
     if applied:
         proxy.hold_replies()
     else:
         proxy.hold_request(b":log")
-    waiting = asyncio.ensure_future(outcome(call))
-    await asyncio.sleep(0.1)
-    proxy.down(keep=True)
-    error = await waiting
+    with hasty(spell, **HASTY):
+        waiting = asyncio.ensure_future(outcome(call))
+        await until(lambda: spell._lanes.fast.in_flight > 0)
+        proxy.down(keep=True)
+        error = await waiting
     assert type(error) is OutcomeUnknownError, repr(error)
     assert error.may_have_happened
     assert not error.retryable
@@ -56,10 +57,10 @@ async def test_an_unknown_outcome_is_settled_once(
 ) -> None:
     """Whether or not it had happened: afterwards it has, once, and settling twice is no harm."""
     proxy = fault_proxy(server)
-    async with client(proxy, namespace, **HASTY) as spell:
+    async with client(proxy, namespace) as spell:
         state = spell.state
         assert await state.increment(SCOPE, "n") == 1
-        error = await unknown(proxy, state.increment(SCOPE, "n"), applied=applied)
+        error = await unknown(spell, proxy, state.increment(SCOPE, "n"), applied=applied)
         revision = await state.retry(error.operation)
         assert await state.get(SCOPE, "n") == 2
         assert await state.retry(error.operation) == revision
@@ -73,9 +74,11 @@ async def test_another_process_settles_what_this_one_left_open(
 ) -> None:
     """The operation travels as a pickle; both processes get the same revision."""
     proxy = fault_proxy(server)
-    async with client(proxy, namespace, **HASTY) as spell:
+    async with client(proxy, namespace) as spell:
         assert await spell.state.append(SCOPE, "list", "first") == 1
-        error = await unknown(proxy, spell.state.append(SCOPE, "list", "second"), applied=True)
+        error = await unknown(
+            spell, proxy, spell.state.append(SCOPE, "list", "second"), applied=True
+        )
         copied = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
         assert type(copied) is OutcomeUnknownError
         assert copied.operation.id == error.operation.id
@@ -97,10 +100,10 @@ async def test_past_its_window_an_outcome_stays_unknown(
 ) -> None:
     """After so many operations of the same client nobody can tell, and nothing is made again."""
     proxy = fault_proxy(server)
-    async with client(proxy, namespace, **HASTY) as spell:
+    async with client(proxy, namespace) as spell:
         state = spell.state
         await state.increment(SCOPE, "n")
-        error = await unknown(proxy, state.increment(SCOPE, "n"), applied=True)
+        error = await unknown(spell, proxy, state.increment(SCOPE, "n"), applied=True)
         for start in range(0, WINDOW, 256):
             await asyncio.gather(*[state.set(SCOPE, "x", start + i) for i in range(256)])
         for _ in range(2):
@@ -115,12 +118,12 @@ async def test_an_operation_is_not_used_for_another_request(
 ) -> None:
     """An id with other content is refused, and nothing is changed."""
     proxy = fault_proxy(server)
-    async with client(proxy, namespace, **HASTY) as spell:
+    async with client(proxy, namespace) as spell:
         state = spell.state
         await state.increment(SCOPE, "n")
-        first = await unknown(proxy, state.increment(SCOPE, "n"), applied=True)
+        first = await unknown(spell, proxy, state.increment(SCOPE, "n"), applied=True)
         await spell.ping()
-        second = await unknown(proxy, state.increment(SCOPE, "n", 5), applied=True)
+        second = await unknown(spell, proxy, state.increment(SCOPE, "n", 5), applied=True)
         forged = replace(second.operation, sequence=first.operation.sequence)
         with pytest.raises(OperationReusedError):
             await state.retry(forged)
@@ -132,10 +135,10 @@ def test_a_blocking_unknown_outcome_is_settled_once(
 ) -> None:
     """The same over plain sockets."""
     proxy = fault_proxy(server)
-    with blocking_client(proxy, namespace, **HASTY) as spell:
+    with blocking_client(proxy, namespace, call_timeout=0.3) as spell:
         assert spell.state.increment(SCOPE, "n") == 1
         proxy.hold_replies()
-        with pytest.raises(OutcomeUnknownError) as caught:
+        with hasty(spell, **HASTY), pytest.raises(OutcomeUnknownError) as caught:
             spell.state.increment(SCOPE, "n")
         proxy.clear()
         proxy.reset_peer()

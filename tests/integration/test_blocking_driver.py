@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from fix_faults import hasty
 from fix_lane import COMMIT, SCOPE, add, count, echo, endpoint_of, put, read, total
 from fix_proxy import FaultProxy
 from fix_servers import Server
@@ -33,7 +34,7 @@ from llmspell_dist.redis.scripts import Script
 pytestmark = pytest.mark.integration
 
 Proxies = Callable[..., FaultProxy]
-IMPATIENT = LaneOptions(retry_budget=0.3, call_timeout=0.1, connect_timeout=0.1, close_timeout=0.2)
+IMPATIENT: dict[str, float] = {"retry_budget": 0.4, "connect_timeout": 0.1}
 
 
 class Level:
@@ -154,13 +155,14 @@ def test_connections_cut_under_threads_lose_nothing(server: Server, fault_proxy:
 def test_an_unknown_outcome_is_settled_later(server: Server, fault_proxy: Proxies) -> None:
     """A commit that was sent and never answered names its operation."""
     proxy = fault_proxy(server)
-    with driver_to(proxy, options=IMPATIENT) as driver:
+    with driver_to(proxy, options=LaneOptions(call_timeout=0.3)) as driver:
         driver.commit(add("n"))
         proxy.half_open()
-        with pytest.raises(OutcomeUnknownError) as caught:
-            driver.commit(add("n"))
-        with pytest.raises(StoreTimeoutError):
-            driver.submit_sync(echo("x"))
+        with hasty(driver, **IMPATIENT):
+            with pytest.raises(OutcomeUnknownError) as caught:
+                driver.commit(add("n"))
+            with pytest.raises(StoreTimeoutError):
+                driver.submit_sync(echo("x"))
         proxy.clear()
         assert total(driver.settle(caught.value.operation)) == 2
         assert total(driver.settle(caught.value.operation)) == 2
@@ -169,9 +171,9 @@ def test_an_unknown_outcome_is_settled_later(server: Server, fault_proxy: Proxie
 def test_a_server_that_stays_away_is_named(server: Server, fault_proxy: Proxies) -> None:
     """After the budget the error says which server, and what the system said."""
     proxy = fault_proxy(server)
-    driver = driver_to(proxy, options=IMPATIENT)
+    driver = driver_to(proxy)
     proxy.down()
-    with pytest.raises(StoreUnavailableError) as caught:
+    with hasty(driver, **IMPATIENT), pytest.raises(StoreUnavailableError) as caught:
         driver.commit(add("n"))
     assert caught.value.server == f"127.0.0.1:{proxy.address[1]}"
     assert caught.value.said == "Connection refused"

@@ -8,6 +8,7 @@ import os
 import ssl
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -288,7 +289,7 @@ async def test_an_idle_hub_sends_nothing_but_its_ping(own_server: Servers, chann
     """Between messages the server runs PING for it and no other command."""
     server = own_server()
     raw = raw_to(server)
-    hub = hub_to(server, options=LaneOptions(health_check_interval=0.02, call_timeout=0.05))
+    hub = hub_to(server, options=LaneOptions(health_check_interval=0.02, retry_budget=2))
     await hub.subscribe(channel, print)
     raw("CONFIG", "RESETSTAT")
 
@@ -433,3 +434,43 @@ def test_a_forked_child_listens_on_a_connection_of_its_own(
         assert heard == [b"to both", b"to the parent"]
         assert hub.info is info, "the parent had to reconnect"
         runner.run(hub.close())
+
+
+# --- whether a channel is heard now ---------------------------------------------------------------
+
+
+async def test_a_channel_is_heard_once_the_present_connection_has_confirmed(
+    server: Server, channel: bytes, fault_proxy: Proxies
+) -> None:
+    """Who asks for it waits until then, and is told if that does not come in time."""
+    proxy = fault_proxy(server)
+    hub = hub_to(proxy)
+    with pytest.raises(InvalidArgumentError, match="must have a listener"):
+        await hub.confirmed(channel)
+    assert not hub.hears(channel)
+    await hub.subscribe(channel, print)
+    assert hub.hears(channel)
+    await hub.confirmed(channel)
+    proxy.down()
+    await until(lambda: not hub.hears(channel))
+    patient, hub.options = hub.options, replace(hub.options, retry_budget=0.2)
+    with pytest.raises(StoreUnavailableError):
+        await hub.confirmed(channel)
+    hub.options = patient
+    waiting = [asyncio.ensure_future(hub.confirmed(channel)) for _ in range(3)]
+    await asyncio.sleep(0)
+    waiting[0].cancel()
+    proxy.up()
+    results = await asyncio.gather(*waiting, return_exceptions=True)
+    assert isinstance(results[0], asyncio.CancelledError)
+    assert results[1:] == [None, None]
+    await hub.confirmed(channel)
+    proxy.down()
+    await until(lambda: not hub.hears(channel))
+    late = asyncio.ensure_future(hub.confirmed(channel))
+    await asyncio.sleep(0)
+    await hub.close()
+    with pytest.raises((ClosedError, StoreUnavailableError)):
+        await late
+    with pytest.raises(ClosedError):
+        await hub.confirmed(channel)

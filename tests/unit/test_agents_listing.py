@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import hiredis
 import pytest
 
 from llmspell_dist.agents.listing import AgentFilter, Listing
@@ -12,12 +11,15 @@ from llmspell_dist.classes import ClassRules
 from llmspell_dist.clock import ServerClock
 from llmspell_dist.codec import Codec
 from llmspell_dist.keys import KeySpace
-from llmspell_dist.redis.commands import Command
+from llmspell_dist.redis.commands import ScriptCall
 from llmspell_dist.state.core import Core
 from llmspell_dist.state.reads import Reads
 from llmspell_dist.state.values import Values
 
 pytestmark = [pytest.mark.unit, pytest.mark.agent]
+
+PROCESS = b"abc123"
+"""The server process that answers."""
 
 
 class Table:
@@ -32,8 +34,7 @@ class Table:
             found += self.buckets[start]
             start += 1
         end = 0 if start == len(self.buckets) else start
-        flat = [part for name in found for part in (f"agent:{name}".encode(), b"inf")]
-        return [b"%d" % end, flat]
+        return [b"%d" % end, PROCESS, *[f"agent:{name}".encode() for name in found]]
 
 
 class Pages:
@@ -49,12 +50,11 @@ class Pages:
         """Return the agents that the next page looked at."""
         steps = self.listing.page(AgentFilter(), self.cursor, limit)
         request: Any = next(steps)
-        assert isinstance(request, Command)
-        reader = hiredis.Reader()
-        reader.feed(request.packed)
-        parts = reader.gets()
-        assert (parts[0], parts[1], parts[3]) == (b"ZSCAN", b"test:{0}:due", b"COUNT")
-        looks: Any = steps.send(self.table.scan(int(parts[2]), int(parts[4])))
+        assert isinstance(request, ScriptCall)
+        assert (request.name, request.keys) == ("scan_set", (b"test:{0}:due",))
+        start, process, _, count = request.args
+        assert start == b"0" or process == PROCESS
+        looks: Any = steps.send(self.table.scan(int(start), int(count)))
         try:
             steps.send([[b"0", None, *[None] * 8] for _ in looks])  # no agent is there any more
         except StopIteration as done:

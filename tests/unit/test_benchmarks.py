@@ -170,16 +170,19 @@ async def test_a_batch_fills_its_slot_in_whole_steps() -> None:
 
     async def work(count: int) -> None:
         counts.append(count)
-        sum(range(count * 20))
+        sum(range(count))
 
-    await Bench(None, rounds=2, slot=0.005).interleave([Arm("a", work, step=50)])  # type: ignore[arg-type]
+    await Bench(None, rounds=2, slot=0.05).interleave([Arm("a", work, step=50)])  # type: ignore[arg-type]
     assert all(count % 50 == 0 for count in counts)
     assert counts[-1] == counts[-2] > 50
 
 
 @pytest.mark.performance
+@pytest.mark.timeout(400)  # forty rows; on a busy machine it waits more than it works
 def test_a_quick_run_measures_every_row(benchmarks_on_path: Path, tmp_path: Path) -> None:
     """The smoke run writes a line per target, and its files pass their own check."""
+    from benchmarks.report import load_targets
+
     package = str(Path(llmspell_dist.__file__).parents[1])
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "--quick", "--out", "out"],
@@ -187,10 +190,10 @@ def test_a_quick_run_measures_every_row(benchmarks_on_path: Path, tmp_path: Path
         env=os.environ | {"PYTHONPATH": package},
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=380,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     lines = json.loads((tmp_path / "out" / "bench.json").read_text(encoding="utf-8"))
     assert {"name", "ours", "peer", "unit", "ratio", "target", "met"} <= set(lines[0])
-    assert sum(line["target"] is not None for line in lines) == 22
+    assert sum(line["target"] is not None for line in lines) == len(load_targets())

@@ -64,6 +64,7 @@ def test_numbers_of_operations_are_pinned() -> None:
     assert [(op.name, int(op)) for op in Op] == [
         ("SET", 1), ("DELETE", 2), ("EXPIRED", 3), ("TTL", 4), ("INCREMENT", 5), ("APPEND", 6),
         ("MERGE", 7), ("ADOPT", 8), ("CLEAR", 9), ("COPY", 10), ("POLICY", 11), ("BROKEN", 12),
+        ("RESTORED", 13),
     ]  # fmt: skip
 
 

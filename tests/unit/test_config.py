@@ -6,6 +6,7 @@ import pytest
 
 from llmspell_dist.config import (
     Endpoint,
+    NearCache,
     Options,
     default_namespace,
     default_url,
@@ -110,3 +111,16 @@ def test_options_hide_the_cipher_and_make_the_codec() -> None:
     assert "hunter2" not in repr(options)
     assert options.make_codec().max_bytes == 77
     assert Endpoint(scheme="rediss").tls
+
+
+@pytest.mark.parametrize("pattern", ["agent", "Agent:*", "agents:*", "agent:a b", "glob"])
+def test_a_near_cache_of_no_scope_is_refused(pattern: str) -> None:
+    """A pattern that no scope can match keeps nothing, and nobody would notice."""
+    with pytest.raises(InvalidArgumentError, match="no scope is ever called this"):
+        NearCache(scopes=("agent:*", pattern))
+
+
+def test_patterns_of_scopes_fit() -> None:
+    """Of each kind, with and without wildcards."""
+    fits = ("global", "agent:alice", "workflow:w/step:*", "[au]*:x", "user:?", "glob*", "*")
+    assert NearCache(scopes=fits).scopes == fits

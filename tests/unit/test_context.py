@@ -50,18 +50,22 @@ async def test_tasks_started_inside_carry_it_and_do_not_change_it() -> None:
 
 def test_it_is_packed_once_and_read_back() -> None:
     """Absent parts take no bytes; unknown parts of a later release are left out."""
-    said = CommitContext("me", "run", "cause", "00-trace")
+    said = CommitContext("me", "run", "cause", "00-trace", "root")
     wire = msgpack.unpackb(said.packed)
-    assert wire == {"a": "me", "c": "run", "p": "cause", "t": "00-trace"}
+    assert wire == {"a": "me", "c": "run", "p": "cause", "t": "00-trace", "r": "root"}
+    assert said.packed.startswith(b"\x85\xa1c"), "where the commit script looks for it"
     assert CommitContext.from_wire({**wire, "zz": "?"}) == said
     assert CommitContext().packed == b""
     assert CommitContext.from_wire({}) == CommitContext()
 
 
-@pytest.mark.parametrize("name", ["actor", "correlation_id", "causation_id", "traceparent"])
+@pytest.mark.parametrize(
+    "name", ["actor", "correlation_id", "causation_id", "traceparent", "root_id"]
+)
 @pytest.mark.parametrize("value", ["", "x" * (MAX_BYTES + 1), "é" * MAX_BYTES, 5, b"x", "\ud800"])
 def test_parts_are_text_of_bounded_length(name: str, value: Any) -> None:
     """They stand in every entry of the log."""
     with pytest.raises(InvalidArgumentError):
         CommitContext(**{name: value})
-    assert getattr(CommitContext(**{name: "x" * MAX_BYTES}), name) == "x" * MAX_BYTES
+    longest: dict[str, Any] = {name: "x" * MAX_BYTES}
+    assert getattr(CommitContext(**longest), name) == "x" * MAX_BYTES

@@ -7,6 +7,7 @@ import pytest
 from llmspell_dist import errors
 from llmspell_dist.errors import (
     AckNotReachedError,
+    AnswerLostError,
     CircularReferenceError,
     ClosedError,
     ConflictError,
@@ -35,6 +36,7 @@ SAMPLES = [
     StoreTimeoutError("redis://h:1/0", "timed out", True),
     OutcomeUnknownError("h", "cut", operation=("op", 1)),
     AckNotReachedError("h", "replicated(2)", 1),
+    AnswerLostError("h", "9-9"),
     ClosedError(),
 ]
 

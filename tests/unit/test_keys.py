@@ -56,6 +56,18 @@ def test_every_key_is_spelled_as_documented() -> None:
     assert space.ctl("0") == b"llmspell:{0}:ctl"
     assert space.trash("0") == b"llmspell:{0}:trash"
     assert space.ring("0", "00ff") == b"llmspell:{0}:ring:00ff"
+    assert space.events("0") == b"llmspell:{0}:evs"
+    assert space.event_idle("0") == b"llmspell:{0}:evidle"
+    assert space.event_stats("0") == b"llmspell:{0}:evstat"
+    assert space.event_ring("0", "00ff") == b"llmspell:{0}:evring:00ff"
+    assert space.event_queue("0", "a:b") == b"llmspell:{0}:evq:a%3Ab"
+    assert space.event_dead("0", "a b") == b"llmspell:{0}:evdead:a%20b"
+    assert space.event_channel("0", "a.b") == b"llmspell:{0}:ev:a.b"
+    assert space.event_bell("0", "q") == b"llmspell:{0}:evbell:q"
+    assert space.restores("0") == b"llmspell:{0}:restores"
+    assert space.restore("0", "01-x") == b"llmspell:{0}:restore:01-x"
+    assert space.staged("0", "01-x", "ab") == b"llmspell:{0}:restore:01-x:ab"
+    assert space.correlation("0", "run:1") == b"llmspell:{0}:corr:run%3A1"
     assert KeySpace("a:b", 256).scope(AGENT) == b"a%3Ab:{214}:agent:alice"
 
 

@@ -87,7 +87,27 @@ def test_parsing_a_redis_key_inverts_printing_it(
         space.ctl(shard): (KeyType.CTL, None, None),
         space.trash(shard): (KeyType.TRASH, None, None),
         space.ring(shard, "0f"): (KeyType.RING, None, "0f"),
+        space.correlation(shard, name): (KeyType.CORRELATION, None, name),
+        space.correlation_log(shard, name): (KeyType.CORRELATION_LOG, None, name),
+        space.correlations(shard): (KeyType.CORRELATIONS, None, None),
+        space.hooks(shard): (KeyType.HOOKS, None, None),
+        space.hook_index(shard): (KeyType.HOOK_INDEX, None, None),
+        space.hook_batch(shard, "c-1"): (KeyType.HOOK_BATCH, None, "c-1"),
+        space.hook_fleet(shard): (KeyType.HOOK_FLEET, None, None),
+        space.hook_turn(shard): (KeyType.HOOK_TURN, None, None),
+        space.events(shard): (KeyType.EVENT_SUBSCRIPTIONS, None, None),
+        space.event_idle(shard): (KeyType.EVENT_IDLE, None, None),
+        space.event_stats(shard): (KeyType.EVENT_STATS, None, None),
+        space.event_ring(shard, "0f"): (KeyType.EVENT_RING, None, "0f"),
+        space.event_queue(shard, name): (KeyType.EVENT_QUEUE, None, nfc(name)),
+        space.event_dead(shard, name): (KeyType.EVENT_DEAD, None, nfc(name)),
+        space.restores(shard): (KeyType.RESTORES, None, None),
+        space.restore(shard, "r-1"): (KeyType.RESTORE, None, "r-1"),
+        space.staged(shard, "r-1", "0f"): (KeyType.RESTORE_STAGED, None, "r-1:0f"),
+        space.staged(shard, "r-1", "0f") + b":ttl": (KeyType.RESTORE_STAGED, None, "r-1:0f:ttl"),
+        space.staged(shard, "r-1", "0f") + b":g": (KeyType.RESTORE_STAGED, None, "r-1:0f:g"),
+        space.staged(shard, "r-1", "0f") + b":p:9": (KeyType.RESTORE_STAGED, None, "r-1:0f:p:9"),
     }
-    assert len(printed) == 10
+    assert len(printed) == 30
     for key, expected in printed.items():
         assert space.parse(key) == (nfc(namespace), shard, *expected)

