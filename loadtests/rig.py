@@ -52,8 +52,7 @@ class Rig:
 @contextmanager
 def running_rig(log: Path, *options: str) -> Iterator[Rig]:
     """Start both, give them, end both. `options` and `log` are the sidecar's."""
-    with embedded_server() as server:
-        port = _free_port()
+    with embedded_server() as server, _held_port() as port:
         command = [sys.executable, "-m", "llmspell_dist.cli", "--url", server.url]
         command += ["--namespace", NAMESPACE, "sidecar", "--bind", f"127.0.0.1:{port}", *options]
         with log.open("wb") as output:
@@ -71,11 +70,13 @@ def running_rig(log: Path, *options: str) -> Iterator[Rig]:
                 sidecar.wait()
 
 
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+@contextmanager
+def _held_port() -> Iterator[int]:
+    """Give a port that nobody else is given; the sidecar shares it (``SO_REUSEPORT``)."""
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
 
 
 def _until_up(http: str, process: subprocess.Popen[bytes], log: Path) -> None:

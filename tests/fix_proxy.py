@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import pytest
+from fix_ports import HeldPort
 
 _T = TypeVar("_T")
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: close() sends RST
@@ -97,18 +98,19 @@ class FaultProxy:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
         self._thread.start()
-        self._port = self._run(self._open())
+        self._port = HeldPort()
+        self._run(self._open())
         self.clear()
 
     @property
     def address(self) -> tuple[str, int]:
         """Host and port to connect to."""
-        return "127.0.0.1", self._port
+        return "127.0.0.1", self._port.number
 
     @property
     def url(self) -> str:
         """The URL that leads through the proxy."""
-        return f"redis://127.0.0.1:{self._port}/0"
+        return f"redis://127.0.0.1:{self._port.number}/0"
 
     # Faults. Each is in force when the call returns.
 
@@ -181,6 +183,7 @@ class FaultProxy:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
         self._loop.close()
+        self._port.release()
 
     # Inside the loop's thread.
 
@@ -216,11 +219,8 @@ class FaultProxy:
             link.reset()
         return count
 
-    async def _open(self) -> int:
-        port = getattr(self, "_port", 0)
-        self._listener = await asyncio.start_server(self._accept, "127.0.0.1", port)
-        found: int = self._listener.sockets[0].getsockname()[1]
-        return found
+    async def _open(self) -> None:
+        self._listener = await asyncio.start_server(self._accept, *self.address)
 
     async def _close_listener(self) -> None:
         self._listener.close()

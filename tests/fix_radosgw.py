@@ -23,6 +23,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from fix_ports import HeldPort
+
 PROGRAMS = (
     "ceph",
     "ceph-authtool",
@@ -145,11 +147,12 @@ class Holder:
         self.folder = folder
         self.daemons: list[subprocess.Popen[bytes]] = []
         self.log = (folder / "start.log").open("ab")
+        self.ports = [HeldPort() for _ in range(3)]
         self.port = 0
 
     def start(self) -> None:
         """Start everything; CalledProcessError or TimeoutExpired if something does not."""
-        mon_v2, mon_v1, self.port = _free_ports(3)
+        mon_v2, mon_v1, self.port = (port.number for port in self.ports)
         for name in ("run", "log", "mon", "mgr", "osd", "rgw"):
             (self.folder / name).mkdir(exist_ok=True)
         text = _CONFIG.format(folder=self.folder, mon_v1=mon_v1, mon_v2=mon_v2, fsid=_FSID)
@@ -225,19 +228,10 @@ class Holder:
             daemon.send_signal(signal.SIGKILL)
         for daemon in self.daemons:
             daemon.wait()
+        for port in self.ports:
+            port.release()
         self.log.close()
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def _free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
 
 
 def main(folder: Path) -> int:

@@ -317,26 +317,3 @@ def own_server(fleet: Fleet, server_row: Row) -> Iterator[Callable[..., Embedded
 def short_folder(fleet: Fleet) -> Path:
     """A new empty folder whose path is short enough for a socket."""
     return fleet.folder()
-
-
-@pytest.fixture
-def free_port() -> Iterator[Callable[[], int]]:
-    """A function that returns a loopback port which stays this test's own until its end.
-
-    It is held by a bound socket that does not listen: a server binds beside it (``SO_REUSEADDR``
-    or ``SO_REUSEPORT``), nobody else is given it, and until then it refuses connections.
-    """
-    held: list[socket.socket] = []
-
-    def find() -> int:
-        sock = socket.socket()
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        sock.bind(("127.0.0.1", 0))
-        held.append(sock)
-        port: int = sock.getsockname()[1]
-        return port
-
-    yield find
-    for sock in held:
-        sock.close()

@@ -25,19 +25,20 @@ PLAN = "/v1/state/agent:example-plan/plan"
 @contextmanager
 def sidecar(store: str) -> Iterator[str]:
     """Run a sidecar as Kubernetes would, beside the app; SIGTERM ends it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    command = [sys.executable, "-m", "llmspell_dist.cli", "sidecar", "--bind", address]
-    options = ["--url", store, "--namespace", "example-sidecar"]
-    with subprocess.Popen([*command, *options], stderr=subprocess.DEVNULL) as process:
-        base = f"http://{address}"
-        try:
-            while not ready(base):
-                assert process.poll() is None, "the sidecar has ended"
-            yield base
-        finally:
-            process.terminate()
+    with socket.socket() as held:  # a free port, and nobody else's until the sidecar has it
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        held.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{held.getsockname()[1]}"
+        command = [sys.executable, "-m", "llmspell_dist.cli", "sidecar", "--bind", address]
+        options = ["--url", store, "--namespace", "example-sidecar"]
+        with subprocess.Popen([*command, *options], stderr=subprocess.DEVNULL) as process:
+            base = f"http://{address}"
+            try:
+                while not ready(base):
+                    assert process.poll() is None, "the sidecar has ended"
+                yield base
+            finally:
+                process.terminate()
 
 
 def ready(base: str) -> bool:

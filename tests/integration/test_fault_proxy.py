@@ -145,6 +145,18 @@ def test_all_connections_can_be_reset_and_the_port_closed(connect, proxy):
     assert client.read() == b"PONG"
 
 
+def test_a_closed_port_is_given_to_nobody_else(connect, proxy):
+    """Not even as the near end of a connection: else it could not be opened again."""
+    proxy.down()
+    for _ in range(3):
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(proxy.address)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(proxy.address, 5)
+    proxy.up()
+    connect().send(("PING",))
+
+
 def test_users_get_both_kinds_of_server_for_their_own_tests():
     """The public helpers give a URL and end what they started with the block."""
     before = memory.names()
