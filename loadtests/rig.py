@@ -72,9 +72,9 @@ def running_rig(log: Path, *options: str) -> Iterator[Rig]:
 
 @contextmanager
 def _held_port() -> Iterator[int]:
-    """Give a port that nobody else is given; the sidecar shares it (``SO_REUSEPORT``)."""
+    """Give a port that nobody else is given; the sidecar shares it (``SO_REUSEADDR``)."""
     with socket.socket() as held:
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         held.bind(("127.0.0.1", 0))
         yield held.getsockname()[1]
 

@@ -26,7 +26,7 @@ PLAN = "/v1/state/agent:example-plan/plan"
 def sidecar(store: str) -> Iterator[str]:
     """Run a sidecar as Kubernetes would, beside the app; SIGTERM ends it."""
     with socket.socket() as held:  # a free port, and nobody else's until the sidecar has it
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         held.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{held.getsockname()[1]}"
         command = [sys.executable, "-m", "llmspell_dist.cli", "sidecar", "--bind", address]
