@@ -51,6 +51,9 @@ class _Host:
         except OSError:
             return  # it was gone before it was here
         sock.setblocking(False)
+        # asyncio sets it only where the protocol's number is given; without it the second of two
+        # small replies waits 40 ms for the client's delayed acknowledgement of the first.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         loop = asyncio.get_running_loop()
         work = loop.connect_accepted_socket(lambda: Connection(self.data, self.connections), sock)
         task = loop.create_task(work)

@@ -179,7 +179,11 @@ class PlainServer:
 def listen_tcp(host: str, port: int) -> socket.socket:
     """Return a socket that is bound; `OSError` says what stands in the way."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    sock = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    # Connections have it from here: head and body of a small answer are two writes, and the second
+    # would wait for the client's delayed acknowledgement of the first.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
 
 
 def listen_unix(path: str) -> socket.socket:
