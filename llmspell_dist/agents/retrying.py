@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from llmspell_dist.backoff import Backoff
 from llmspell_dist.errors import ConflictError
-from llmspell_dist.redis.retry import Backoff
 from llmspell_dist.state.steps import Pause
 
 if TYPE_CHECKING:

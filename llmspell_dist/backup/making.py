@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from llmspell_dist.backoff import Backoff
 from llmspell_dist.backup.creating import Creator, Wish
 from llmspell_dist.backup.errors import (
     BackupError,
@@ -24,7 +25,6 @@ from llmspell_dist.backup.sections import SECTIONS
 from llmspell_dist.backup.selection import Selection
 from llmspell_dist.errors import ClosedError, InvalidArgumentError, SpellError
 from llmspell_dist.log import LogSteps
-from llmspell_dist.redis.retry import Backoff
 
 if TYPE_CHECKING:
     from llmspell_dist.backup.archive.whereabouts import Gap

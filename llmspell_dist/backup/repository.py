@@ -30,7 +30,7 @@ from llmspell_dist.backup.keys import KeyStore
 from llmspell_dist.backup.manifest import Manifest, ObjectRef
 from llmspell_dist.backup.names import Layout
 from llmspell_dist.errors import InvalidArgumentError
-from llmspell_dist.redis.fork import child_safe_lock
+from llmspell_dist.fork import child_safe_lock
 
 if TYPE_CHECKING:
     from llmspell_dist.backup.encryption import DataKey

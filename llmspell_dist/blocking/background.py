@@ -14,7 +14,7 @@ from concurrent.futures import CancelledError
 from typing import Any, TypeVar
 
 from llmspell_dist.errors import ClosedError, WrongEventLoopError
-from llmspell_dist.redis.fork import keep_forever, on_fork
+from llmspell_dist.fork import keep_forever, on_fork
 
 __all__ = ["Background"]
 

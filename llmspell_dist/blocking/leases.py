@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from llmspell_dist.blocking._leases import LeaseShell
 from llmspell_dist.blocking._manager import StateManager
 from llmspell_dist.errors import LeaseError, LeaseNotHeldError, SpellError
+from llmspell_dist.fork import keep_forever, on_fork
 from llmspell_dist.leases.group import in_order
 from llmspell_dist.leases.held import Held, HeldGroup, note_failed_release
 from llmspell_dist.leases.keeper import Grant, Keeper
@@ -31,7 +32,6 @@ from llmspell_dist.leases.terms import (
 )
 from llmspell_dist.leases.waiting import Wakes
 from llmspell_dist.leases.wire import read_said
-from llmspell_dist.redis.fork import keep_forever, on_fork
 
 if TYPE_CHECKING:
     from llmspell_dist.blocking.backstage import Backstage

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from llmspell_dist.closing import Closing
 from llmspell_dist.errors import ClosedError, InvalidArgumentError, SpellError
-from llmspell_dist.redis.fork import keep_forever, on_fork
+from llmspell_dist.fork import keep_forever, on_fork
 from llmspell_dist.state.core import field_of
 from llmspell_dist.state.interception import NOTHING_SEEN, Interceptor
 from llmspell_dist.state.seen.changes import SeenChanges

@@ -24,9 +24,9 @@ from llmspell_dist.changes import Op
 from llmspell_dist.classes import StateClass
 from llmspell_dist.clock import Liveness
 from llmspell_dist.errors import ClosedError, SpellError
+from llmspell_dist.fork import on_fork
 from llmspell_dist.records import META_FIELD, unpack_meta
 from llmspell_dist.redis.commands import Command
-from llmspell_dist.redis.fork import on_fork
 from llmspell_dist.redis.resp import pack
 from llmspell_dist.revision import BEGINNING
 from llmspell_dist.state.core import checked_keys, field_of

@@ -11,8 +11,8 @@ from typing import Any
 from llmspell_dist.blocking import Spell, connect
 from llmspell_dist.blocking.leases import Leases
 from llmspell_dist.errors import InvalidArgumentError
+from llmspell_dist.fork import on_fork
 from llmspell_dist.redis.foreign_client import is_foreign, pool_of, url_of
-from llmspell_dist.redis.fork import on_fork
 
 __all__ = ["close", "leases_of"]
 

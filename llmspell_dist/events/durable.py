@@ -12,7 +12,7 @@ from llmspell_dist.errors import ClosedError, InvalidArgumentError, StoreUnavail
 from llmspell_dist.events.consumer import Consumer
 from llmspell_dist.events.feeding import Feed
 from llmspell_dist.events.settling import Burial, Held, Settler
-from llmspell_dist.redis.fork import keep_forever
+from llmspell_dist.fork import keep_forever
 
 if TYPE_CHECKING:
     from llmspell_dist.events.bells import Bells

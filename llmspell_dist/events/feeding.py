@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
+from llmspell_dist.backoff import Backoff
 from llmspell_dist.errors import (
     ClosedError,
     StoreAuthenticationError,
@@ -16,7 +17,6 @@ from llmspell_dist.errors import (
 )
 from llmspell_dist.events.errors import SubscriptionNotFoundError, UnreadableEventError
 from llmspell_dist.events.settling import MOST_IDS, Burial, Held
-from llmspell_dist.redis.retry import Backoff
 
 if TYPE_CHECKING:
     from llmspell_dist.events.settling import Settler

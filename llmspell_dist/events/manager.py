@@ -29,8 +29,8 @@ from llmspell_dist.events.steps import (
 )
 from llmspell_dist.events.terms import ConsumerStats, DurableTerms
 from llmspell_dist.events.tracing import publishing, traced, traced_all
+from llmspell_dist.fork import on_fork
 from llmspell_dist.patterns import Pattern
-from llmspell_dist.redis.fork import on_fork
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -11,11 +11,11 @@ from itertools import count, islice
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
+from llmspell_dist.backoff import Backoff
 from llmspell_dist.errors import ClosedError, SpellError, StoreUnavailableError
 from llmspell_dist.events.batches import BATCH_BYTES, Batch, batches_of, raise_partly
 from llmspell_dist.events.errors import PublishError, PublishRejectedError
-from llmspell_dist.redis.fork import keep_forever
-from llmspell_dist.redis.retry import Backoff
+from llmspell_dist.fork import keep_forever
 from llmspell_dist.scope import decode_part
 
 if TYPE_CHECKING:

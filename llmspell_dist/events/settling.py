@@ -9,14 +9,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from llmspell_dist.backoff import Backoff
 from llmspell_dist.errors import (
     SpellError,
     StoreAuthenticationError,
     StorePermissionError,
     StoreUnavailableError,
 )
-from llmspell_dist.redis.fork import keep_forever
-from llmspell_dist.redis.retry import Backoff
+from llmspell_dist.fork import keep_forever
 
 if TYPE_CHECKING:
     from llmspell_dist.events.model import Event

@@ -16,7 +16,7 @@ from time import monotonic
 from typing import Final, Self
 
 from llmspell_dist.errors import InvalidArgumentError
-from llmspell_dist.redis.fork import child_safe_lock
+from llmspell_dist.fork import child_safe_lock
 
 __all__ = ["BreakerConfig", "BreakerState", "CircuitBreaker"]
 

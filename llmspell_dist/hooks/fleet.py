@@ -11,7 +11,9 @@ from inspect import iscoroutinefunction
 from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
+from llmspell_dist.backoff import Backoff
 from llmspell_dist.errors import ClosedError, InvalidArgumentError, SpellError
+from llmspell_dist.fork import keep_forever, on_fork
 from llmspell_dist.hooks.breaker import BreakerConfig
 from llmspell_dist.hooks.effects import allowed_at
 from llmspell_dist.hooks.errors import HookNotFoundError
@@ -29,8 +31,6 @@ from llmspell_dist.hooks.hook import Priority, RegisteredHook
 from llmspell_dist.hooks.points import point_of
 from llmspell_dist.hooks.results import Cancel
 from llmspell_dist.hooks.running import AsyncRunner, is_own_cancellation
-from llmspell_dist.redis.fork import keep_forever, on_fork
-from llmspell_dist.redis.retry import Backoff
 
 if TYPE_CHECKING:
     from llmspell_dist.events.manager import Events

@@ -18,7 +18,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from llmspell_dist.errors import SpellError
-from llmspell_dist.redis.fork import child_safe_lock, keep_forever, on_fork
+from llmspell_dist.fork import child_safe_lock, keep_forever, on_fork
 
 if TYPE_CHECKING:
     from llmspell_dist.hooks.history_steps import HistorySteps

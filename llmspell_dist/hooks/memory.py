@@ -11,7 +11,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from llmspell_dist.changes import Op
-from llmspell_dist.redis.fork import child_safe_lock
+from llmspell_dist.fork import child_safe_lock
 
 if TYPE_CHECKING:
     from llmspell_dist.redis.commits import Commit

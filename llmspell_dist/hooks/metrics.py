@@ -9,7 +9,7 @@ from math import ceil
 from time import perf_counter
 from typing import Final
 
-from llmspell_dist.redis.fork import child_safe_lock
+from llmspell_dist.fork import child_safe_lock
 
 __all__ = ["Durations", "Ring", "Timing"]
 

@@ -17,8 +17,8 @@ from contextvars import Context, copy_context
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
+from llmspell_dist.fork import child_safe_lock, keep_forever, on_fork
 from llmspell_dist.hooks.running import cancellations, is_own_cancellation
-from llmspell_dist.redis.fork import child_safe_lock, keep_forever, on_fork
 from llmspell_dist.state.steps import Call, CallerLeftError
 
 if TYPE_CHECKING:

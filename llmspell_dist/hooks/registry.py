@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from llmspell_dist.errors import InvalidArgumentError
+from llmspell_dist.fork import child_safe_lock
 from llmspell_dist.hooks.effects import GOING_ON, STATE_POINTS, allowed_at
 from llmspell_dist.hooks.errors import DuplicateHookError, HookNotFoundError
 from llmspell_dist.hooks.hook import HookStats, OnFailure, RegisteredHook
 from llmspell_dist.hooks.metrics import Ring
 from llmspell_dist.hooks.points import HookPoint, point_of
-from llmspell_dist.redis.fork import child_safe_lock
 
 __all__ = ["Chain", "Registry"]
 

@@ -24,6 +24,7 @@ from llmspell_dist.errors import (
     SpellError,
     StaleFencingTokenError,
 )
+from llmspell_dist.fork import keep_forever, on_fork
 from llmspell_dist.hooks.errors import ScheduleNotFoundError
 from llmspell_dist.hooks.history_query import MAX_LIMIT, HistoryQuery
 from llmspell_dist.hooks.replay_model import BatchReport, ReplayConfig, ReplayMode
@@ -35,7 +36,6 @@ from llmspell_dist.hooks.schedule_store import (
     schedule_key,
 )
 from llmspell_dist.ids import new_id
-from llmspell_dist.redis.fork import keep_forever, on_fork
 from llmspell_dist.schedule import Missed, Schedule, plan_runs
 from llmspell_dist.state.manager import StateManager
 from llmspell_dist.state.server_time import ServerTime

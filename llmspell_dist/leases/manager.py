@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 from llmspell_dist.errors import SpellError
+from llmspell_dist.fork import keep_forever, on_fork
 from llmspell_dist.leases.group import LeaseGroup, in_order
 from llmspell_dist.leases.holding import Lease
 from llmspell_dist.leases.keeper import Grant, Keeper
@@ -29,7 +30,6 @@ from llmspell_dist.leases.terms import (
 )
 from llmspell_dist.leases.waiting import Wakes
 from llmspell_dist.leases.wire import read_said
-from llmspell_dist.redis.fork import keep_forever, on_fork
 
 if TYPE_CHECKING:
     from llmspell_dist.leases.steps import Claim, Target

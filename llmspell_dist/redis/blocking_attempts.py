@@ -7,6 +7,7 @@ import time
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
+from llmspell_dist.backoff import Backoff
 from llmspell_dist.errors import (
     OutcomeUnknownError,
     StoreAuthenticationError,
@@ -28,7 +29,6 @@ from llmspell_dist.redis.replies import (
     system_said,
 )
 from llmspell_dist.redis.resp import ErrorReply, ProtocolError
-from llmspell_dist.redis.retry import Backoff
 from llmspell_dist.redis.ring import Operation, Ring, ring_key
 
 if TYPE_CHECKING:

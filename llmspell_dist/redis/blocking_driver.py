@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Self
 from llmspell_dist.clock import ServerClock
 from llmspell_dist.closing import Closing
 from llmspell_dist.errors import ClosedError, StoreBusyError
+from llmspell_dist.fork import on_fork
 from llmspell_dist.redis.blocking_attempts import Attempts, Call, CommitRequest, Read, Request
 from llmspell_dist.redis.blocking_socket import BlockingSocket
 from llmspell_dist.redis.commands import Command, ScriptCall
-from llmspell_dist.redis.fork import on_fork
 from llmspell_dist.redis.options import LaneOptions
 from llmspell_dist.redis.resp import ErrorReply, ProtocolError, pack
 

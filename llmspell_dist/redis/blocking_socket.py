@@ -7,8 +7,8 @@ import struct
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from llmspell_dist.fork import close_silently
 from llmspell_dist.redis.connection import handshake, prepare_socket
-from llmspell_dist.redis.fork import close_silently
 from llmspell_dist.redis.resp import NOTHING, PushNotification, make_reader, pack
 from llmspell_dist.redis.ring import Ring, ring_key
 

@@ -17,7 +17,7 @@ from llmspell_dist.errors import (
     InvalidArgumentError,
     StoreUnavailableError,
 )
-from llmspell_dist.redis.fork import keep_forever, on_fork
+from llmspell_dist.fork import keep_forever, on_fork
 from llmspell_dist.redis.hub_requests import Channel, HubRequests, Place
 from llmspell_dist.redis.hub_wire import HubWire
 from llmspell_dist.redis.options import LaneOptions

@@ -11,10 +11,10 @@ from asyncio import get_running_loop
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from llmspell_dist.backoff import Backoff
 from llmspell_dist.redis.options import LaneOptions
 from llmspell_dist.redis.replies import RETRIED, error_code, error_from_reply
 from llmspell_dist.redis.resp import pack
-from llmspell_dist.redis.retry import Backoff
 
 if TYPE_CHECKING:
     from collections.abc import Callable

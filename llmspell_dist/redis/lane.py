@@ -18,9 +18,9 @@ from llmspell_dist.errors import (
     StoreBusyError,
     StoreUnavailableError,
 )
+from llmspell_dist.fork import keep_forever, on_fork
 from llmspell_dist.redis.commands import Command, ScriptCall
 from llmspell_dist.redis.commits import pack_group as default_pack_group
-from llmspell_dist.redis.fork import keep_forever, on_fork
 from llmspell_dist.redis.groups import (
     GROUP_BYTES,
     GROUP_ITEMS,

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from fakeredis import FakeServer
 
-from llmspell_dist.redis import fork
+from llmspell_dist import fork
 from llmspell_dist.redis.memory_socket import Connection
 
 __all__ = ["acquire", "names", "release"]

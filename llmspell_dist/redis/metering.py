@@ -25,9 +25,9 @@ from llmspell_dist.errors import (
     StaleFencingTokenError,
     WrongKindError,
 )
+from llmspell_dist.fork import child_safe_lock, on_fork
 from llmspell_dist.observation import SIZE_BOUNDS, Histogram
 from llmspell_dist.redis.durable import DurableLane
-from llmspell_dist.redis.fork import child_safe_lock, on_fork
 from llmspell_dist.redis.groups import Group
 from llmspell_dist.redis.lane import Lane
 from llmspell_dist.redis.replies import error_from_reply

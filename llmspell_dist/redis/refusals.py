@@ -7,8 +7,8 @@ import logging
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
+from llmspell_dist.backoff import Backoff
 from llmspell_dist.redis.replies import RETRIED, error_code
-from llmspell_dist.redis.retry import Backoff
 
 if TYPE_CHECKING:
     from llmspell_dist.redis.options import LaneOptions

@@ -13,6 +13,7 @@ import ssl
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
+from llmspell_dist.backoff import Backoff
 from llmspell_dist.errors import (
     SpellError,
     StoreAuthenticationError,
@@ -22,11 +23,10 @@ from llmspell_dist.errors import (
     StoreUnavailableError,
     WrongEventLoopError,
 )
+from llmspell_dist.fork import close_silently
 from llmspell_dist.redis.connection import handshake, prepare_socket
-from llmspell_dist.redis.fork import close_silently
 from llmspell_dist.redis.replies import system_said
 from llmspell_dist.redis.resp import pack
-from llmspell_dist.redis.retry import Backoff
 from llmspell_dist.redis.wire import Wire, WireOwner
 
 if TYPE_CHECKING:

@@ -13,11 +13,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
+from llmspell_dist.backoff import Backoff
 from llmspell_dist.errors import ClosedError, InvalidArgumentError, SpellError
 from llmspell_dist.events.consumer import Consumer
 from llmspell_dist.events.steps import Definition, check_overflow
-from llmspell_dist.redis.fork import keep_forever
-from llmspell_dist.redis.retry import Backoff
+from llmspell_dist.fork import keep_forever
 from llmspell_dist.remote.event_documents import event_of
 
 if TYPE_CHECKING:

@@ -22,10 +22,10 @@ from llmspell_dist.events.looking import MOST_LISTED, DeadLetter, SubscriptionIn
 from llmspell_dist.events.manager import Events, check_timeout
 from llmspell_dist.events.steps import check_name
 from llmspell_dist.events.terms import ConsumerStats, DurableTerms
+from llmspell_dist.fork import keep_forever, on_fork
 from llmspell_dist.jsonable import from_json
 from llmspell_dist.observation import NOTHING_OBSERVED
 from llmspell_dist.patterns import Pattern
-from llmspell_dist.redis.fork import keep_forever, on_fork
 from llmspell_dist.remote.durable import RemoteDurableSubscription
 from llmspell_dist.remote.errors import NotThroughSidecarError
 from llmspell_dist.remote.event_documents import document_of, event_of, info_of, letter_of

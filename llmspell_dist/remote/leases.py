@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
 from llmspell_dist.errors import InvalidArgumentError, LeaseNotHeldError, StoreUnavailableError
+from llmspell_dist.fork import keep_forever, on_fork
 from llmspell_dist.leases.handles import Handle, read_handle
 from llmspell_dist.leases.keeper import Keeper
 from llmspell_dist.leases.looking import MAX_LISTED, MAX_WAITERS_SHOWN
@@ -29,7 +30,6 @@ from llmspell_dist.leases.terms import (
     check_reason,
     make_terms,
 )
-from llmspell_dist.redis.fork import keep_forever, on_fork
 from llmspell_dist.remote.lease_documents import graph_of, info_of
 from llmspell_dist.revision import Revision
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import aiohttp
 
 from llmspell_dist.errors import InvalidURLError
-from llmspell_dist.redis.fork import close_silently, keep_forever
+from llmspell_dist.fork import close_silently, keep_forever
 
 if TYPE_CHECKING:
     from llmspell_dist.config import Options

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Final
 
 import aiohttp
 
+from llmspell_dist.backoff import Backoff
 from llmspell_dist.errors import SpellError, StoreTimeoutError, StoreUnavailableError
 from llmspell_dist.jsonable import from_json
-from llmspell_dist.redis.retry import Backoff
 from llmspell_dist.remote.problems import error_of, pause_of, reason_of
 from llmspell_dist.remote.streaming import StreamEvent, events_of
 

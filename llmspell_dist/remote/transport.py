@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import aiohttp
 from yarl import URL
 
+from llmspell_dist.backoff import Backoff
 from llmspell_dist.closing import AsyncClosing
 from llmspell_dist.codec import Codec
 from llmspell_dist.context import get_context
@@ -29,8 +30,7 @@ from llmspell_dist.errors import (
     StoreUnavailableError,
     WrongEventLoopError,
 )
-from llmspell_dist.redis.fork import keep_forever, on_fork
-from llmspell_dist.redis.retry import Backoff
+from llmspell_dist.fork import keep_forever, on_fork
 from llmspell_dist.remote.address import Address, encoded_path
 from llmspell_dist.remote.contexts import context_headers
 from llmspell_dist.remote.numbering import Numbering

@@ -14,8 +14,8 @@ from urllib.parse import quote
 from weakref import WeakSet
 
 from llmspell_dist.errors import ClosedError, InvalidArgumentError, SpellError
+from llmspell_dist.fork import keep_forever, on_fork
 from llmspell_dist.jsonable import from_json
-from llmspell_dist.redis.fork import keep_forever, on_fork
 from llmspell_dist.remote.documents import change_of
 from llmspell_dist.remote.reads import RemoteHistory, RemoteReads
 from llmspell_dist.revision import Revision

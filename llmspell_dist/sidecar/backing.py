@@ -6,8 +6,8 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, cast
 
+from llmspell_dist.backoff import Backoff
 from llmspell_dist.backup.waiting import until_set
-from llmspell_dist.redis.retry import Backoff
 from llmspell_dist.sidecar.errors import NotFoundError
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from llmspell_dist.backoff import Backoff
 from llmspell_dist.client import connect
 from llmspell_dist.config import Options, default_url, parse_url
 from llmspell_dist.errors import StoreUnavailableError
-from llmspell_dist.redis.retry import Backoff
 from llmspell_dist.sidecar.app import make_services
 from llmspell_dist.sidecar.auth.access import Access
 from llmspell_dist.sidecar.backing import store_of

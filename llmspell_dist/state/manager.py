@@ -9,11 +9,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from llmspell_dist.ack import Ack
+from llmspell_dist.backoff import Backoff
 from llmspell_dist.classes import StateClass
 from llmspell_dist.errors import ClosedError, ConflictError, InvalidArgumentError, SpellError
 from llmspell_dist.observation import HotTracing
 from llmspell_dist.redis.commits import Commit, read_revision
-from llmspell_dist.redis.retry import Backoff
 from llmspell_dist.redis.ring import Operation
 from llmspell_dist.revision import Revision
 from llmspell_dist.scope import Scope, ScopeKind

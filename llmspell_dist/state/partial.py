@@ -12,6 +12,7 @@ from datetime import date
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
+from llmspell_dist.backoff import Backoff
 from llmspell_dist.changes import Op
 from llmspell_dist.classes import StateClass
 from llmspell_dist.errors import (
@@ -30,7 +31,6 @@ from llmspell_dist.redis.commits import (
     change,
     condition,
 )
-from llmspell_dist.redis.retry import Backoff
 from llmspell_dist.state.core import Expiry, field_of
 from llmspell_dist.state.staging import LOGGED_LIMIT, adopt, stage
 from llmspell_dist.state.steps import Pause

@@ -11,12 +11,12 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from llmspell_dist.backoff import Backoff
 from llmspell_dist.changes import Op
 from llmspell_dist.errors import ConflictError, InvalidArgumentError
 from llmspell_dist.records import Kind, unpack_meta, unpack_record
 from llmspell_dist.redis.commands import ScriptCall
 from llmspell_dist.redis.commits import MAX_COMMIT_BYTES, ConditionMode, change, condition
-from llmspell_dist.redis.retry import Backoff
 from llmspell_dist.redis.scripts import load_script
 from llmspell_dist.scope import Scope, ScopeKind
 from llmspell_dist.state.model import Page

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
+from llmspell_dist.backoff import Backoff
 from llmspell_dist.changes import Op
 from llmspell_dist.classes import BEHAVIOURS, StateClass
 from llmspell_dist.codec import encode_number, is_number
@@ -29,7 +30,6 @@ from llmspell_dist.redis.commits import (
     change,
     condition,
 )
-from llmspell_dist.redis.retry import Backoff
 from llmspell_dist.revision import Revision
 from llmspell_dist.state.core import MAX_BATCH, Expiry, IfPresent, checked_keys, field_of
 from llmspell_dist.state.large import INLINE_LIMIT, pieces_of

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from weakref import ref
 
 from llmspell_dist.errors import ClosedError, InvalidArgumentError, SpellError
-from llmspell_dist.redis.fork import keep_forever, on_fork
+from llmspell_dist.fork import keep_forever, on_fork
 from llmspell_dist.revision import PACKED_BYTES, Revision
 from llmspell_dist.watch.bell import BELL_BYTES, read_told
 

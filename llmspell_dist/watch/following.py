@@ -14,9 +14,9 @@ from collections.abc import Awaitable, Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
+from llmspell_dist.backoff import Backoff
 from llmspell_dist.changes import Op
 from llmspell_dist.errors import ClosedError, HistoryDivergedError, SpellError
-from llmspell_dist.redis.retry import Backoff
 from llmspell_dist.revision import BEGINNING, Revision
 from llmspell_dist.state.history import NAMES
 from llmspell_dist.state.model import Change

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from fix_lane import SHARD, add
 
+from llmspell_dist.backoff import Backoff
 from llmspell_dist.errors import (
     OutcomeUnknownError,
     StoreAuthenticationError,
@@ -19,7 +20,6 @@ from llmspell_dist.redis.commits import RENEW_RING, RETRY, RING_EXPECTED
 from llmspell_dist.redis.connection import Endpoint, Handshake, ServerInfo, handshake
 from llmspell_dist.redis.groups import Group
 from llmspell_dist.redis.resp import ErrorReply, pack
-from llmspell_dist.redis.retry import Backoff
 from llmspell_dist.redis.ring import WINDOW, Operation, Ring, ring_key
 from llmspell_dist.redis.wire import Entry, Wire
 

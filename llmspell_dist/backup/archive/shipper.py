@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from llmspell_dist.backoff import Backoff
 from llmspell_dist.backup.archive.header import SegmentHeader, SegmentWriter
 from llmspell_dist.backup.archive.position import Place, Position, PositionSteps
 from llmspell_dist.backup.archive.reader import SegmentReader
@@ -34,7 +35,6 @@ from llmspell_dist.errors import (
     SpellError,
     StoreUnavailableError,
 )
-from llmspell_dist.redis.retry import Backoff
 from llmspell_dist.revision import Revision
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from typing import Final, NamedTuple, TypeVar
 from botocore import exceptions as boto
 from urllib3.exceptions import HTTPError
 
+from llmspell_dist.backoff import Backoff
 from llmspell_dist.backup.errors import ObjectMissingError, TargetError, TargetPermissionError
 from llmspell_dist.errors import mask_secrets
-from llmspell_dist.redis.retry import Backoff
 
 __all__ = ["Calls", "Fault", "FaultKind", "is_transient_code", "read_fault"]
 

@@ -16,12 +16,12 @@ from typing import Any, Final
 
 from llmspell_dist.codec import Codec
 from llmspell_dist.errors import CodecError, InvalidArgumentError, LimitError
+from llmspell_dist.fork import child_safe_lock
 from llmspell_dist.hooks.builtin.secrets import PATTERNS, masked, names_secret, redacted
 from llmspell_dist.hooks.context import HookContext
 from llmspell_dist.hooks.hook import HookMetadata, Priority
 from llmspell_dist.hooks.points import HookPoint
 from llmspell_dist.hooks.results import Cancel, HookResult, Modified, Retry
-from llmspell_dist.redis.fork import child_safe_lock
 from llmspell_dist.typed import is_model, to_builtin
 
 __all__ = ["RateLimitHook", "SecurityHook", "ValidationHook"]
