@@ -109,7 +109,7 @@ class Registration:
                     done.append(self.register(*_pair_of(one)))
         except BaseException:
             for hook in done:
-                self._registry.remove(hook.name, hook.point)
+                self._registry.discard(hook)
             raise
         return done
 
@@ -119,6 +119,10 @@ class Registration:
         `HookNotFoundError` if there is none; as of `enable` and `disable`.
         """
         return self._registry.remove(name, point)
+
+    def discard(self, hook: RegisteredHook) -> bool:
+        """Take just this hook away, not another one of its name; return whether it was there."""
+        return self._registry.discard(hook)
 
     def clear(self, point: HookPoint | str | None = None) -> int:
         """Take all hooks of a point away, or all; return how many there were."""

@@ -135,9 +135,24 @@ class Registry:
         with self._lock:
             found = self._named(name, point)
             for hook in found:
-                self._hooks[hook.point].remove(hook)
+                self._take_away(hook)
             self._changed()
         return len(found)
+
+    def discard(self, hook: RegisteredHook) -> bool:
+        """Take just this hook away, if it is here; whether it was."""
+        with self._lock:
+            there = any(one is hook for one in self._hooks.get(hook.point, ()))
+            if there:
+                self._take_away(hook)
+                self._changed()
+        return there
+
+    def _take_away(self, hook: RegisteredHook) -> None:
+        there = self._hooks[hook.point]
+        there.remove(hook)
+        if not there:
+            del self._hooks[hook.point]
 
     def clear(self, point: object = None) -> int:
         """Take all hooks away, of one point or of all; how many that were.

@@ -750,6 +750,59 @@ async def test_a_process_that_leaves_is_asked_no_more(clients: Clients, noting: 
     assert a.hooks.fleet.stats.asked == 0
 
 
+@pytest.mark.parametrize("how", ["remove", "leave", "forget", "another label"])
+async def test_a_hook_that_does_not_run_here_takes_none_of_its_name_away(
+    clients: Clients, noting: Noting, how: str
+) -> None:
+    """A fleet hook for other labels goes; a plain one of this process stays and runs."""
+    (a,) = await clients("x")
+    mine = a.hooks.register(AFTER, noting.on("plain"), name="note")
+    await a.hooks.fleet(AFTER, noting.on("fleet"), name="note", run="every", labels={"role": "y"})
+    if how == "remove":
+        await a.hooks.fleet.remove("note", AFTER)
+    elif how == "leave":
+        await a.hooks.fleet.leave()
+    elif how == "forget":
+        a.hooks.fleet._forget_own(("note", AFTER))
+    else:
+        await a.hooks.fleet.join(labels={"role": "z"})
+    assert a.hooks.find("note", AFTER) is mine
+    await a.state.set(S, "k", 1)
+    assert noting.ran == [("plain", "k")]
+
+
+async def test_a_fleet_hook_that_could_not_be_announced_takes_none_of_its_name_away(
+    clients: Clients, noting: Noting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was done for it is undone, and no more."""
+    (a,) = await clients("x")
+    mine = a.hooks.register(AFTER, noting.on("plain"), name="note")
+
+    async def refused(_: Members) -> None:
+        raise StoreUnavailableError("test")
+
+    monkeypatch.setattr(Members, "say", refused)
+    with pytest.raises(StoreUnavailableError):
+        await a.hooks.fleet(AFTER, noting.on("fleet"), name="note", labels={"role": "y"})
+    assert a.hooks.find("note", AFTER) is mine
+    monkeypatch.undo()
+    await a.hooks.fleet.leave()
+    assert a.hooks.find("note", AFTER) is mine
+
+
+async def test_what_asks_others_takes_none_of_its_name_away(
+    clients: Clients, noting: Noting
+) -> None:
+    """A plain hook that has the name by which a hook of others is asked for."""
+    a, b = await clients("x", "x")
+    mine = a.hooks.register(AFTER, noting.on("plain"), name="fleet:note")
+    await b.hooks.fleet(AFTER, noting.on("b"), name="note")
+    await until(lambda: bool(a.hooks.fleet._proxies))
+    await b.hooks.fleet.remove("note", AFTER)
+    await until(lambda: not a.hooks.fleet._proxies)
+    assert a.hooks.find("fleet:note", AFTER) is mine
+
+
 # --- without an event loop ------------------------------------------------------------------------
 
 

@@ -289,6 +289,19 @@ async def test_hooks_are_switched_removed_and_cleared(bench: Bench) -> None:
     assert bench.get_hooks() == []
 
 
+def test_points_at_which_nothing_stands_any_more_are_forgotten() -> None:
+    """Whoever registers at a point of each session leaves nothing behind."""
+    bench = Bench()
+    for number in range(3):
+        kept = bench.register(f"session:{number}", lambda _: None, name="look")
+        if number:
+            bench.unregister("look", f"session:{number}")
+        else:
+            assert bench.discard(kept)
+            assert not bench.discard(kept)
+    assert not bench._registry._hooks
+
+
 async def test_a_bulk_is_registered_as_a_whole(bench: Bench) -> None:
     """If one is wrong, none is there."""
 
