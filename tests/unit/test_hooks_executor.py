@@ -28,6 +28,8 @@ from llmspell_dist.hooks.executor import Ended, Executor
 from llmspell_dist.hooks.hook import HookMetadata, Priority
 from llmspell_dist.hooks.nesting import deeper, inside, nested, surface
 from llmspell_dist.hooks.points import HookPoint as P
+from llmspell_dist.hooks.recorder import Recorder
+from llmspell_dist.hooks.recording import Execution
 from llmspell_dist.hooks.registration import Registration
 from llmspell_dist.hooks.results import (
     CONTINUE,
@@ -478,6 +480,80 @@ async def test_a_caller_that_is_cancelled_takes_the_hook_along(
         await task
     assert ended == [True]
     assert one(bench).failures == 0
+
+
+# --- recorded, while the history is behind --------------------------------------------------------
+
+
+class _Behind:
+    """A writer of the history that has no room for five seconds each time."""
+
+    full = True
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.put: Any = (runs := []).append
+        self.runs: list[Execution] = runs
+        self.held: asyncio.Event | None = None
+
+    async def room(self) -> None:
+        if self.held is not None:
+            self.held.set()
+            await asyncio.Event().wait()
+        self.now += 5.0
+
+    def wait_for_room(self) -> None:
+        self.now += 5.0
+
+
+@pytest.mark.parametrize("blocking", [False, True], ids=["async", "blocking"])
+@pytest.mark.parametrize("kind", ["plain", "coroutine", "fails"])
+async def test_waiting_for_room_in_the_history_is_not_the_hooks_own_time(
+    kind: str, blocking: bool
+) -> None:
+    """Neither to its breaker, nor in its figures and what is recorded."""
+    bench, writer = Bench(), _Behind()
+    bench.executor = Executor(bench.runner, clock=lambda: writer.now)
+    bench.executor.recorder = Recorder(writer, lambda _: False, blocking=blocking)  # type: ignore[arg-type]
+
+    def plain(_: HookContext) -> None:
+        writer.now += 0.01
+        if kind == "fails":
+            raise ValueError
+
+    async def coroutine(ctx: HookContext) -> None:
+        plain(ctx)
+
+    config = BreakerConfig(failure_threshold=9)
+    hook = coroutine if kind == "coroutine" else plain
+    found = bench.register(POINT, hook, name="h", replayable=True, breaker=config)
+    found.durations._clock = lambda: writer.now
+    for _ in range(3):
+        chain = bench._registry.chain(POINT)
+        context = HookContext(POINT, ME, {"value": 1})
+        steps = bench.executor.run(chain, context)
+        request = next(steps)
+        assert isinstance(request, Call)
+        outcome = request.function(*request.arguments)
+        with pytest.raises(StopIteration):
+            steps.send(outcome if blocking else await outcome)
+    assert one(bench).breaker is BreakerState.CLOSED
+    assert one(bench).timing.maximum == pytest.approx(0.01)
+    assert [run.duration_us for run in writer.runs] == [10_000] * 3
+
+
+async def test_a_hook_whose_caller_leaves_while_it_waits_for_room_has_not_run() -> None:
+    """So nothing is recorded of it."""
+    bench, writer = Bench(), _Behind()
+    writer.held = asyncio.Event()
+    bench.executor.recorder = Recorder(writer, lambda _: False)  # type: ignore[arg-type]
+    ran: list[str] = []
+    bench.register(POINT, lambda _: ran.append("h"), name="h", replayable=True)
+    running = asyncio.create_task(bench.run())
+    await writer.held.wait()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert (ran, writer.runs) == ([], [])
 
 
 # --- breakers -------------------------------------------------------------------------------------
