@@ -27,6 +27,7 @@ from llmspell_dist.hooks.errors import (
     OperationCancelledError,
     UnknownHookPointError,
 )
+from llmspell_dist.hooks import fleet_inbox
 from llmspell_dist.hooks.fleet_asking import queue_of
 from llmspell_dist.hooks.fleet_calls import Request, Travel
 from llmspell_dist.hooks.fleet_members import Members
@@ -507,6 +508,39 @@ async def test_nothing_that_arrives_makes_a_process_deaf(
     await until(lambda: sorted(noting.ran) == [("every", "k"), ("one", "k")])
     assert b.hooks.fleet.stats.malformed >= 8
     assert "cannot be read" in caplog.text
+
+
+async def test_an_answer_waits_for_no_hook_that_runs_for_others(
+    clients: Clients, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many run and wait; those that wait run when there is room, the rest are counted."""
+    monkeypatch.setattr(fleet_inbox, "AT_ONCE", 1)
+    monkeypatch.setattr(fleet_inbox, "MAX_WAITING", 2)
+    a, b = await clients("x", "x")
+    begun, gate = asyncio.Event(), asyncio.Event()
+    ran: list[str] = []
+
+    async def slow(ctx: HookContext) -> None:
+        begun.set()
+        await gate.wait()
+        ran.append(ctx.id)
+
+    await a.hooks.fleet("job:slow", slow, name="slow", timeout=60)
+    how: dict[str, Any] = {"await_remote": True, "continue_on_failure": False, "timeout": 60}
+    await b.hooks.fleet("job:quick", lambda _: Cancel("answered"), name="quick", **how)
+    await know_each_other(a, b)
+    for _ in range(4):
+        await b.hooks.run("job:slow", "x")
+    await begun.wait()
+    inbox = a.hooks.fleet._inbox
+    await until(lambda: a.hooks.fleet.stats.dropped == 1)
+    async with asyncio.timeout(5):
+        with pytest.raises(OperationCancelledError, match="answered"):
+            await a.hooks.run("job:quick", "x")
+    assert (len(inbox._running), len(inbox._backlog)) == (1, 2)
+    gate.set()
+    await until(lambda: len(ran) == 3)
+    assert a.hooks.fleet.stats.dropped == 1
 
 
 async def test_a_hook_in_which_something_is_cancelled_ends_no_consumer(

@@ -26,9 +26,10 @@ from llmspell_dist.hooks.errors import (
 )
 from llmspell_dist.hooks.executor import Ended, Executor
 from llmspell_dist.hooks.hook import HookMetadata, Priority
+from llmspell_dist.hooks.inputs import Recording
 from llmspell_dist.hooks.nesting import deeper, inside, nested, surface
 from llmspell_dist.hooks.points import HookPoint as P
-from llmspell_dist.hooks.recorder import Recorder
+from llmspell_dist.hooks.recorder import Recorder, Run
 from llmspell_dist.hooks.recording import Execution
 from llmspell_dist.hooks.registration import Registration
 from llmspell_dist.hooks.results import (
@@ -636,8 +637,8 @@ async def test_a_recorder_is_told_of_replayable_hooks_only(bench: Bench) -> None
     class Noting:
         full = False
 
-        def begin(self, ctx: HookContext) -> HookContext:
-            return ctx.snapshot()
+        def begin(self, ctx: HookContext) -> Run:
+            return Run(ctx.snapshot(), {}, Recording(), ctx.timestamp, False, False)
 
         def end(self, *run: Any) -> None:
             told.append(run)
@@ -657,7 +658,7 @@ async def test_a_recorder_is_told_of_replayable_hooks_only(bench: Bench) -> None
     bench.register(POINT, lambda _: None, name="other")
     await bench.run({"value": 1, "list": [1]})
     (before, hook, answer, seconds), (_, failed, error, _) = told
-    assert before.data == {"value": 1, "list": [1]}
+    assert before.context.data == {"value": 1, "list": [1]}
     assert (hook.name, answer, failed.name) == ("changes", Modified({"value": 2}), "fails")
     assert isinstance(error, ValueError)
     assert seconds > 0
