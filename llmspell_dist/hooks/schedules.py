@@ -177,10 +177,14 @@ class ReplaySchedules:
         await self._state.delete(SCOPE, progress_key(name))
 
     async def enable(self, name: str, *, enabled: bool = True) -> None:
-        """Let a schedule run, or keep it from running."""
-        made = (await self.show(name)).replay
-        data = replace(made, enabled=enabled).as_data()
-        await self._state.set(SCOPE, schedule_key(name), data)
+        """Let a schedule run, or keep it from running; `ScheduleNotFoundError` if there is none."""
+
+        def switched(data: Any) -> Any:
+            if data is None:
+                raise ScheduleNotFoundError(name)
+            return replace(ScheduledReplay.from_data(data), enabled=enabled).as_data()
+
+        await self._state.update(SCOPE, schedule_key(name), switched)
 
     async def show(self, name: str) -> ScheduleStatus:
         """Return a schedule and how far it has come."""

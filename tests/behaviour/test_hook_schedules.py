@@ -312,6 +312,39 @@ async def test_schedules_are_listed_replaced_switched_off_and_removed(
             await missing("a")
 
 
+@pytest.mark.parametrize("change", ["replaced", "removed"])
+async def test_a_switch_undoes_nothing_that_happens_meanwhile(
+    spell: Spell, make: Make, monkeypatch: pytest.MonkeyPatch, *, change: str
+) -> None:
+    """What was replaced between its read and its write stays so; what was removed is not revived."""
+    schedules, overtaken = make(spell), asyncio.Event()
+    await schedules.add("nightly", Every(MINUTE, start=START), executions=["old"])
+    driver = schedules._driver
+    plain = driver.execute
+
+    async def read_and_overtaken(request: Any) -> Any:
+        given = await plain(request)
+        if not overtaken.is_set():
+            overtaken.set()
+            if change == "removed":
+                await schedules.remove("nightly")
+            else:
+                new = {"executions": ["new"], "replace": True}
+                await schedules.add("nightly", Every(MINUTE, start=START), **new)
+        return given
+
+    monkeypatch.setattr(driver, "execute", read_and_overtaken)
+    if change == "removed":
+        with pytest.raises(ScheduleNotFoundError):
+            await schedules.enable("nightly", enabled=False)
+        assert await schedules.list() == []
+    else:
+        await schedules.enable("nightly", enabled=False)
+        made = (await schedules.show("nightly")).replay
+        assert (made.executions, made.enabled) == (("new",), False)
+    assert overtaken.is_set()
+
+
 async def test_a_schedule_that_cannot_be_read_keeps_no_other_from_running(
     spell: Spell, make: Make, watch: Watch, runs: Runs, caplog: pytest.LogCaptureFixture
 ) -> None:
