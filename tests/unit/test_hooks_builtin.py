@@ -31,6 +31,7 @@ from llmspell_dist.hooks.builtin import (
     RetryHook,
     SecurityHook,
     ValidationHook,
+    accounting,
 )
 from llmspell_dist.hooks.builtin.secrets import holds_secret, redacted
 from llmspell_dist.hooks.composite import FirstMatch, Parallel, Sequential, TieBreaker, Voting
@@ -397,6 +398,31 @@ def test_costs_add_up_by_model_and_scope_until_the_budget_is_used_up() -> None:
     assert answer.reason.startswith("the budget is used up: 0.05")
     with pytest.raises(InvalidArgumentError, match="usage"):
         hook.execute(_ctx(P.AFTER_AGENT_EXECUTION, usage=5))
+
+
+def test_costs_of_ever_new_scopes_take_no_more_than_their_share_of_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In all everything counts; of scopes the least recently used are forgotten."""
+    monkeypatch.setattr(accounting, "_NAMES", 3, raising=False)
+    hook = CostTrackingHook({"m": Price(1, 0)}, budget=2, per_scope=True)
+    usage = {"model": "m", "input_tokens": 1_000_000}
+    for _ in range(2):
+        hook.execute(_ctx(P.AFTER_AGENT_EXECUTION, scope="agent:full", usage=usage))
+    for number in range(100):
+        hook.execute(_ctx(P.AFTER_AGENT_EXECUTION, scope=f"session:{number}", usage=usage))
+        # Whoever goes on asking is not forgotten.
+        full = hook.execute(_ctx(P.BEFORE_AGENT_EXECUTION, scope="agent:full"))
+        assert isinstance(full, Cancel)
+    assert hook.cost() == hook.cost(model="m") == 102
+    assert hook.stats()["m"]["calls"] == 102
+    assert (hook.cost(scope="session:99"), hook.cost(scope="session:0")) == (1, 0)
+    assert len(hook._by_scope.items()) == len(hook._by_both.items()) == 3
+    for number in range(5):
+        other = {**usage, "model": f"new {number}"}
+        hook.execute(_ctx(P.AFTER_AGENT_EXECUTION, scope="agent:a", usage=other))
+    assert len(hook.unpriced) == len(hook._by_model.items()) == 3
+    assert hook.tokens() == (107_000_000, 0)
 
 
 @pytest.mark.parametrize("tenth", [Decimal("0.1"), 0.1])
