@@ -225,7 +225,8 @@ class StateHooks:
             result = yield from call.carry_out(data)
             self._cache.put(key, result, wanted.ttl)
             return result
-        place = (Scope.coerce(data["scope"]).text, data["key"])
+        scope, name = arguments_of(data, ("scope", "key"))
+        place = (Scope.coerce(scope).text, name)
         stamp = self._cache.stamp(place)
         result, lasts = yield from call.lasting(data)
         if lasts:
