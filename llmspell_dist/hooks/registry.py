@@ -12,7 +12,7 @@ from llmspell_dist.hooks.effects import GOING_ON, STATE_POINTS, allowed_at
 from llmspell_dist.hooks.errors import DuplicateHookError, HookNotFoundError
 from llmspell_dist.hooks.hook import HookStats, OnFailure, RegisteredHook
 from llmspell_dist.hooks.metrics import Ring
-from llmspell_dist.hooks.points import HookPoint, point_of
+from llmspell_dist.hooks.points import HookPoint, is_before, point_of
 
 __all__ = ["Chain", "Registry"]
 
@@ -260,9 +260,7 @@ def _is_point(name: object) -> bool:
 
 def _may_queue(point: str) -> bool:
     """Whether nobody waits for what hooks at a point say."""
-    if isinstance(point, HookPoint):
-        return not point.startswith("Before") and point not in (
-            HookPoint.STATE_CONFLICT,
-            HookPoint.TOOL_VALIDATION,
-        )
-    return ":before_" not in point
+    return not is_before(point) and point not in (
+        HookPoint.STATE_CONFLICT,
+        HookPoint.TOOL_VALIDATION,
+    )

@@ -15,6 +15,7 @@ from llmspell_dist.fork import child_safe_lock
 from llmspell_dist.hooks.builtin.secrets import MASK, redacted
 from llmspell_dist.hooks.context import HookContext
 from llmspell_dist.hooks.hook import HookMetadata, Priority
+from llmspell_dist.hooks.points import is_before
 from llmspell_dist.hooks.results import Cancel
 
 __all__ = ["AuditHook", "CostTrackingHook", "Price"]
@@ -133,7 +134,7 @@ class CostTrackingHook:
         usage = ctx.data.get("usage")
         if usage is not None:
             self._add(scope, usage)
-        if self._budget is None or not _is_before(ctx.point):
+        if self._budget is None or not is_before(ctx.point):
             return None
         with self._lock:
             used = self._by_scope.find(scope) if self._per_scope else self._total
@@ -210,10 +211,6 @@ class CostTrackingHook:
                 }
                 for model, one in self._by_model.items()
             }
-
-
-def _is_before(point: str) -> bool:
-    return point.startswith("Before") or ":before_" in point
 
 
 class AuditHook:
