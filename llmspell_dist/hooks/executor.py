@@ -74,7 +74,7 @@ class Waiting(NamedTuple):
 
     @property
     def began(self) -> float:
-        """When the hook was called: that its run waited for room in the history is not its doing."""
+        """When the hook was called: the wait for room in the history is not its doing."""
         return self.started if self.before is None else self.started + (self.before.waited_s or 0)
 
 
@@ -309,7 +309,7 @@ class Executor:
         return hook.call(context)
 
     def _started(self, waited: Waiting, before: Run, context: HookContext) -> Any:
-        """Call a hook for which there is room, and take its first step; its answer, or `Pending`."""
+        """Call a hook for which there is room, and take its first step."""
         before.waited(self._clock() - waited.started)
         result = self._called(waited.hook, context)
         work = coroutine_of(result)

@@ -21,7 +21,7 @@ from llmspell_dist.hooks.fleet_calls import (
     under_way,
 )
 from llmspell_dist.hooks.fleet_running import run_for_another
-from llmspell_dist.hooks.kept import Kept, keep_error
+from llmspell_dist.hooks.kept import RecordedFailure, keep_error
 from llmspell_dist.hooks.recording import rebuild_context
 from llmspell_dist.hooks.results import Cancel, Fork
 
@@ -134,7 +134,7 @@ class Inbox:
             await subscription.__aexit__(None, None, None)
 
     def _take(self, event: Event) -> None:
-        """Take what came, and wait for nothing: hooks that run here may wait for the next answer."""
+        """Take what came, and wait for nothing: hooks may wait for the answer behind it."""
         if type(event.data) is dict and event.data.get("what") == "ran":
             self._answered(event.data)
         elif len(self._running) < AT_ONCE:
@@ -217,7 +217,9 @@ class Inbox:
         except (SpellError, KeyError, TypeError, ValueError, AttributeError) as error:
             return Answer(request.id, self._process, error=keep_error(error))
         if told is None or ctx is None:
-            left_out = Kept("ReplayError", "what the hook is told was left out or is encrypted")
+            left_out = RecordedFailure(
+                "ReplayError", "what the hook is told was left out or is encrypted"
+            )
             return Answer(request.id, self._process, error=left_out)
         ctx.metadata["fleet.hops"] = str(request.travel.hops)
         ctx.metadata["fleet.origin"] = request.travel.origin

@@ -20,6 +20,7 @@ from llmspell_dist.errors import (
     StoreUnavailableError,
 )
 from llmspell_dist.events.manager import Events
+from llmspell_dist.hooks import fleet_inbox
 from llmspell_dist.hooks.context import HookContext
 from llmspell_dist.hooks.errors import (
     DuplicateHookError,
@@ -27,7 +28,6 @@ from llmspell_dist.hooks.errors import (
     OperationCancelledError,
     UnknownHookPointError,
 )
-from llmspell_dist.hooks import fleet_inbox
 from llmspell_dist.hooks.fleet_asking import queue_of
 from llmspell_dist.hooks.fleet_calls import Request, Travel
 from llmspell_dist.hooks.fleet_members import Members

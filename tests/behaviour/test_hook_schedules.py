@@ -338,7 +338,7 @@ async def test_schedules_are_listed_replaced_switched_off_and_removed(
 async def test_a_switch_undoes_nothing_that_happens_meanwhile(
     spell: Spell, make: Make, monkeypatch: pytest.MonkeyPatch, *, change: str
 ) -> None:
-    """What was replaced between its read and its write stays so; what was removed is not revived."""
+    """What was replaced in between stays so; what was removed is not revived."""
     schedules, overtaken = make(spell), asyncio.Event()
     await schedules.add("nightly", Every(MINUTE, start=START), executions=["old"])
     driver = schedules._driver
@@ -351,8 +351,8 @@ async def test_a_switch_undoes_nothing_that_happens_meanwhile(
             if change == "removed":
                 await schedules.remove("nightly")
             else:
-                new = {"executions": ["new"], "replace": True}
-                await schedules.add("nightly", Every(MINUTE, start=START), **new)
+                every = Every(MINUTE, start=START)
+                await schedules.add("nightly", every, executions=["new"], replace=True)
         return given
 
     monkeypatch.setattr(driver, "execute", read_and_overtaken)

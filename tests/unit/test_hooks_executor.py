@@ -493,9 +493,11 @@ class _Behind:
 
     def __init__(self) -> None:
         self.now = 0.0
-        self.put: Any = (runs := []).append
-        self.runs: list[Execution] = runs
+        self.runs: list[Execution] = []
         self.held: asyncio.Event | None = None
+
+    def put(self, run: Execution) -> None:
+        self.runs.append(run)
 
     async def room(self) -> None:
         if self.held is not None:

@@ -90,7 +90,8 @@ def masked(value: Any, patterns: Iterable[re.Pattern[str]] = PATTERNS) -> Any:
         return value if all(a is b for a, b in zip(parts, value, strict=True)) else parts
     if isinstance(value, Mapping):
         return _changed(
-            value, [(redacted(name, patterns), masked(one, patterns)) for name, one in value.items()]
+            value,
+            [(redacted(name, patterns), masked(one, patterns)) for name, one in value.items()],
         )
     return MASK
 
