@@ -6,33 +6,17 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+from llmspell_dist.masking import MASK, mask_shapes, secret_names, shapes
 from llmspell_dist.typed import from_builtin, is_model, to_builtin
 
 __all__ = ["PATTERNS", "SECRET_NAMES", "masked", "names_secret", "redacted"]
 
-PATTERNS: Final = (
-    re.compile(
-        r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL
-    ),
-    re.compile(r"\bAKIA[0-9A-Z]{16}\b"),
-    re.compile(r"\bgh[pousr]_[A-Za-z0-9]{36,}"),
-    re.compile(r"\bsk-[A-Za-z0-9_-]{20,}"),
-    re.compile(r"\bxox[abprs]-[A-Za-z0-9-]{10,}"),
-    re.compile(r"\bAIza[0-9A-Za-z_-]{35}"),
-    re.compile(r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+"),
-    re.compile(r"\bBearer\s+[A-Za-z0-9._~+/-]{16,}=*", re.IGNORECASE),
-    re.compile(r"(?<=://)[^\s/:@]+:[^\s/@]+(?=@)"),
-)
+PATTERNS: Final = shapes()
 """Private keys, cloud, forge, model and chat tokens, JWTs, bearer tokens, passwords in URLs."""
 
-SECRET_NAMES: Final = re.compile(
-    r"(?:^|[_-])(?:password|passwd|passphrase|secret|api[_-]?key|private[_-]?key|access[_-]?token"
-    r"|refresh[_-]?token|auth[_-]?token|credentials?)$",
-    re.IGNORECASE,
-)
+SECRET_NAMES: Final = secret_names()
 """Names whose value is a secret whatever it looks like."""
 
-MASK: Final = "***"
 _PARTS: Final = re.compile(r"[.:/]")
 
 
@@ -42,9 +26,12 @@ def redacted(value: Any, patterns: Iterable[re.Pattern[str]] = PATTERNS) -> Any:
     Names in maps are looked at as their values are.
     """
     if isinstance(value, str):
-        masked = value
-        for pattern in patterns:
-            masked = pattern.sub(MASK, masked)
+        if patterns is PATTERNS:
+            masked = mask_shapes(value)
+        else:
+            masked = value
+            for pattern in patterns:
+                masked = pattern.sub(MASK, masked)
         return value if masked == value else masked
     if isinstance(value, bytes):
         text = value.decode("utf-8", "surrogateescape")
