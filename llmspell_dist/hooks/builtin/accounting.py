@@ -12,11 +12,12 @@ from typing import Any, Final
 from llmspell_dist.classes import StateClass
 from llmspell_dist.errors import InvalidArgumentError
 from llmspell_dist.fork import child_safe_lock
-from llmspell_dist.hooks.builtin.secrets import MASK, redacted
+from llmspell_dist.hooks.builtin.secrets import redacted
 from llmspell_dist.hooks.context import HookContext
 from llmspell_dist.hooks.hook import HookMetadata, Priority
 from llmspell_dist.hooks.points import is_before
 from llmspell_dist.hooks.results import Cancel
+from llmspell_dist.masking import MASK
 
 __all__ = ["AuditHook", "CostTrackingHook", "Price"]
 
