@@ -134,10 +134,10 @@ class Executor:
 
         That is no failure of the hook, and the others are to see the write.
         """
-        if not context.is_apart:
-            context.leave()  # it may not have let itself be cancelled
-        else:
+        if context.is_apart:
             context.undo()
+        else:
+            context.leave()  # it may not have let itself be cancelled
         if waited.hook.breaker is not None:
             waited.hook.breaker.gave_up()
         return self._rest(chain, context, waited.place + 1)
