@@ -265,18 +265,38 @@ class EventSteps:
         )
 
     def answer_call(
-        self, name: str, consumer: bytes, what: str, held: Iterable[tuple[bytes, int]]
+        self,
+        name: str,
+        consumer: bytes,
+        what: str,
+        held: Iterable[tuple[bytes, int]],
+        *,
+        counts: bool = True,
+        burial: tuple[str, str] = ("", ""),
     ) -> ScriptCall:
-        """Answer for deliveries, by id and number: ``ack`` or ``renew``; those that are over stay.
+        """Answer for deliveries, by id and number; those that are over stay as they are.
 
-        The answer is the places of those that are over.
+        ``ack``, ``renew``, ``release`` (`counts`: the deliveries count) or ``bury`` (`burial`: why,
+        and what went wrong). The answer is the places of those that are over.
         """
-        queue = self.keys.event_queue(SHARD, name)
+        keys = self.keys
+        queue = keys.event_queue(SHARD, name)
+        why, error = burial
         said = [part for entry, number in held for part in (entry, b"%d" % number)]
         return ScriptCall(
             load_script("event_answer"),
-            (queue, self.keys.event_stats(SHARD)),
-            (_encoded(queue), consumer, what.encode(), *said),
+            (queue, keys.event_stats(SHARD), keys.event_dead(SHARD, name)),
+            (
+                _encoded(queue),
+                consumer,
+                what.encode(),
+                keys.event_bell(SHARD, name),
+                b"0" if counts else b"1",
+                why.encode(),
+                _text(error),
+                b"%d" % MAX_DEAD,
+                *said,
+            ),
         )
 
     def release_call(
@@ -303,7 +323,7 @@ class EventSteps:
                 entry,
                 why.encode(),
                 b"%d" % deliveries,
-                error[:2000].encode("utf-8", "replace"),
+                _text(error),
                 consumer,
                 b"%d" % MAX_DEAD,
             ),
@@ -361,6 +381,11 @@ def _check_capacity(capacity: object) -> int:
         rule = f"must be an int from 1 to {MAX_CAPACITY:,}"
         raise InvalidArgumentError("capacity", capacity, rule)
     return capacity
+
+
+def _text(error: str) -> bytes:
+    """Return as much of what went wrong as a dead letter keeps."""
+    return error[:2000].encode("utf-8", "replace")
 
 
 def _encoded(queue: bytes) -> bytes:
