@@ -329,6 +329,15 @@ class EventSteps:
             ),
         )
 
+    def queues_call(self, cursor: bytes, most: int) -> ScriptCall:
+        """Ask how durable subscriptions stand, about so many at a time."""
+        keys = self.keys
+        return ScriptCall(
+            load_script("event_queues"),
+            (keys.events(SHARD), keys.event_stats(SHARD)),
+            (keys.prefix(SHARD), cursor, b"%d" % most),
+        )
+
     def remove_call(self, name: str) -> ScriptCall:
         """End a durable subscription."""
         keys = self.keys
