@@ -21,6 +21,8 @@ from llmspell_dist.redis.resp import pack
 from llmspell_dist.redis.scripts import load_script
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from llmspell_dist.state.core import Core
 
 __all__ = [
@@ -34,7 +36,7 @@ __all__ = [
     "check_durable",
     "check_live",
     "check_name",
-    "check_type",
+    "new_event",
 ]
 
 SHARD: Final = "0"
@@ -95,11 +97,16 @@ def check_overflow(overflow: object) -> str:
     return OVERFLOWS[overflow]
 
 
-def check_type(event_type: object) -> None:
-    """Refuse an event where its type is meant; anything else `Event` looks at."""
+def new_event(
+    event_type: str, data: Any, *, event_id: str | None, time: datetime | None, **fields: Any
+) -> Event:
+    """Return the event of what `publish` was given; an event where its type is meant is refused."""
     if isinstance(event_type, Event):
         rule = "must be the event's type: publish_event publishes an Event"
         raise InvalidArgumentError("type", event_type, rule)
+    given = {"id": event_id, "time": time}
+    fields |= {name: value for name, value in given.items() if value is not None}
+    return Event(event_type, data, **fields)
 
 
 def check_live(**given: tuple[object, object]) -> None:
