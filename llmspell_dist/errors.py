@@ -520,12 +520,13 @@ class NamespaceMismatchError(SpellError):
     def __init__(self, namespace: str, what: str, expected: object, actual: object) -> None:
         self.namespace = namespace
         self.what = what
-        """The setting that differs: ``format`` or ``shards``."""
+        """The setting that differs: ``format``, ``shards``, or of a sidecar's ``name``."""
         self.expected = expected
         self.actual = actual
-        super().__init__(
-            f"namespace {shorten(namespace)} has {what} {actual} on the server, not {expected}"
-        )
+        said = f"namespace {shorten(namespace)} has {what} {actual} on the server, not {expected}"
+        if what == "name":
+            said = f"the namespace there is {actual}, not {expected}"
+        super().__init__(said)
 
 
 # --- leases ---------------------------------------------------------------------------------------
