@@ -26,7 +26,8 @@ _SHAPES: Final = (
     ("sk-", r"\bsk-[A-Za-z0-9_-]{20,}"),
     ("xox", r"\bxox[abprs]-[A-Za-z0-9-]{10,}"),
     ("AIza", r"\bAIza[0-9A-Za-z_-]{35}"),
-    ("eyJ", r"\beyJ[\w-]+\.[\w-]+\.[\w-]*"),
+    # Up to where the next one might begin: else a text full of beginnings takes quadratic time.
+    ("eyJ", r"\beyJ(?:(?!-eyJ)[\w-])+\.[\w-]+\.[\w-]*"),
 )
 """Private keys, cloud, forge, model and chat tokens, JWTs; before each what every such text has."""
 _NAMES: Final = (

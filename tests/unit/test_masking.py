@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 
 import pytest
 
@@ -88,3 +90,16 @@ def test_nothing_is_compiled_when_the_library_is_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[0, 0, 0]"
+
+
+@pytest.mark.parametrize("mask", [mask_text, mask_shapes])
+@pytest.mark.parametrize(
+    "part",
+    [*("eyJ-", "eyJa.", "-----BEGIN A", "sk-a ", "://a:", "bearer ", "token= ", "AKIA", "gho_")],
+)
+def test_texts_full_of_beginnings_take_linear_time(mask: Callable[[str], str], part: str) -> None:
+    """100 KB from outside, in an error or a value, must not hold up the event loop."""
+    text = part * (100_000 // len(part))
+    started = time.process_time()
+    mask(text)
+    assert time.process_time() - started < 1  # some 10 ms; 10 s where it grows by the square
