@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
-__all__ = ["AsyncClosing", "Closing"]
+__all__ = ["KEPT", "AsyncClosing", "Closing"]
+
+KEPT: Final = 0.1
+"""What hooks leave of a time limit to what is closed behind them."""
 
 
 class AsyncClosing:
