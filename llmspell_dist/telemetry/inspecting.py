@@ -132,8 +132,9 @@ class Inspector:
     # value of a metric to OpenTelemetry.
 
     async def _backups(self, store: BackupStore) -> Gauges:
-        made = [one.created for one in await store.list()]
-        return {("llmspell.backup.age", self._key_of(store)): _age(max(made, default=None))}
+        newest = await store.newest()
+        made = None if newest is None else newest.created
+        return {("llmspell.backup.age", self._key_of(store)): _age(made)}
 
     async def _drills(self, store: BackupStore) -> Gauges:
         return {("llmspell.backup.proof.age", self._key_of(store)): _age(await store.last_proof())}
