@@ -11,7 +11,7 @@ from llmspell_dist.hooks.breaker import BreakerConfig, CircuitBreaker
 from llmspell_dist.hooks.hook import HookStats, OnFailure, RegisteredHook
 from llmspell_dist.hooks.nesting import nested
 from llmspell_dist.hooks.points import HookPoint, point_of
-from llmspell_dist.hooks.registry import Registry
+from llmspell_dist.hooks.registry import HookCounts, Registry
 
 __all__ = ["Registration", "checked_wait"]
 
@@ -167,6 +167,13 @@ class Registration:
     def stats(self) -> dict[str, list[HookStats]]:
         """Return how every hook has done so far, by point."""
         return self._registry.stats()
+
+    def counts(self) -> dict[tuple[str, str], HookCounts]:
+        """Return how often hooks have run, failed and been left out so far, by name and point.
+
+        Those count too that were taken away, up to a thousand names: no figure goes down.
+        """
+        return self._registry.counts()
 
     def report(self) -> str:
         """Return the figures of all hooks as a table; times in milliseconds."""

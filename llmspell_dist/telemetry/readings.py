@@ -217,13 +217,15 @@ def _of_services(client: Any, own: Mapping[str, Any]) -> Iterator[Number]:
 
 
 def _of_hooks(client: Any, own: Mapping[str, Any]) -> Iterator[Number]:
+    for (name, point), counted in client.hooks.counts().items():
+        key = _key(own, llmspell__hook__name=name, llmspell__hook__point=point)
+        yield Number("llmspell.hook.runs", key, counted.runs)
+        yield Number("llmspell.hook.failures", key, counted.failures)
+        yield Number("llmspell.hook.skipped", key, counted.skipped)
     for hooks in client.hooks.stats().values():
         for hook in hooks:
-            key = _key(own, llmspell__hook__name=hook.name, llmspell__hook__point=hook.point)
-            yield Number("llmspell.hook.runs", key, hook.timing.count)
-            yield Number("llmspell.hook.failures", key, hook.failures)
-            yield Number("llmspell.hook.skipped", key, hook.skipped)
             if hook.breaker is not None:
+                key = _key(own, llmspell__hook__name=hook.name, llmspell__hook__point=hook.point)
                 yield Number("llmspell.hook.breaker.open", key, int(hook.breaker == "open"))
 
 
