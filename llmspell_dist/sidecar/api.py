@@ -72,7 +72,7 @@ class Api(BaseRoute):
         self._admission = Admission(services)
         self._answering = Answering(services)
         self._idempotency = Idempotency(services)
-        self._repeats = Repeats.of(services)
+        self._repeats = services.one(Repeats)
         limits = self._limits = services.settings.limits
         self._gate = Gate(limits.client_requests, limits.client_waiting)
         self._receiving = Gate(limits.client_requests, limits.client_waiting)

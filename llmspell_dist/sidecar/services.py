@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Final
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from llmspell_dist.leases.handles import read_handles
 from llmspell_dist.observation import NOTHING_OBSERVED
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Services"]
 
+T = TypeVar("T")
 _FENCED_KEPT: Final = 1024
 
 
@@ -56,10 +58,21 @@ class Services:
         self.ending: list[Callable[[], Awaitable[None]]] = []
         """What services do at the end, once nothing is asked any more."""
         self.kept: dict[str, Any] = {}
-        """What a service keeps between its requests, under its own name."""
+        """What belongs to the whole sidecar, by name; see `one` too."""
+        self._one: dict[Callable[[Services], Any], Any] = {}
         self.url: str | None = None
         """Where the server is, for who looks at it anew; None: where the environment says."""
         self._fenced: dict[bytes, StateManager] = {}
+
+    def one(self, kind: Callable[[Services], T]) -> T:
+        """Return the one of a class that keeps something between requests; the first call makes it.
+
+        Its constructor takes these services.
+        """
+        if kind not in self._one:
+            self._one[kind] = kind(self)
+        found: T = self._one[kind]
+        return found
 
     def drain(self) -> None:
         """Say that the sidecar stops: not ready any more, and streams end."""
@@ -67,9 +80,13 @@ class Services:
         self.stopping.set()
 
     async def end(self) -> None:
-        """Let each service end what it holds."""
-        for end in reversed(self.ending):
-            await end()
+        """Let each service end what it holds, whatever happens to the others; the last begun first.
+
+        What one of them raises is raised when all have ended.
+        """
+        async with AsyncExitStack() as stack:
+            for end in self.ending:
+                stack.push_async_callback(end)
 
     def fenced(self, handles: bytes) -> StateManager:
         """Return the shared state under the leases of these handles."""

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import time
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -138,15 +138,6 @@ class Webhooks:
         core = services.spell._driver.core  # noqa: SLF001 - which keys are secret stands there
         self._is_secret = SecretRule(core.rules)
         services.ending.append(self.close)
-
-    @classmethod
-    def of(cls, services: Services) -> Self:
-        """Return those of a sidecar."""
-        found = services.kept.get("webhooks")
-        if found is None:
-            found = services.kept["webhooks"] = cls(services)
-        webhooks: Self = found
-        return webhooks
 
     def all(self) -> list[tuple[WebhookTerms, RegisteredHook, bool]]:
         """Return each with its hook, and whether it runs for the fleet."""
