@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from fix_backup_store import Unread
-from fix_telemetry import Samples, scraped, total
+from fix_telemetry import Samples, prometheus_names, scraped, total
 
 from llmspell_dist import ConflictError, NearCache, Options, Spell, connect
 from llmspell_dist.backup.targets.folder import FolderTarget
@@ -26,7 +26,6 @@ from llmspell_dist.telemetry import (
     inspecting,
     start_telemetry,
 )
-from llmspell_dist.telemetry.names import prometheus_names
 
 pytestmark = pytest.mark.integration
 
