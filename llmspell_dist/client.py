@@ -31,7 +31,7 @@ from llmspell_dist.leases.manager import Leases
 from llmspell_dist.log import ChangeLog
 from llmspell_dist.redis.hub import Hub
 from llmspell_dist.redis.lanes import Ending, Lanes
-from llmspell_dist.state.driver import AsyncDriver
+from llmspell_dist.state.driver import AsyncDriver, driver_of
 from llmspell_dist.state.housekeeping import INTERVAL_S, complain, housekeep
 from llmspell_dist.state.manager import StateManager
 from llmspell_dist.watch.feed import Feeds
@@ -342,7 +342,7 @@ def scratch_of(assembly: Assembly) -> Scratch:
             await asyncio.to_thread(server.start)
             try:
                 async with connect(server.url, options=options) as spell:
-                    yield spell._driver  # noqa: SLF001 - of its own kind
+                    yield driver_of(spell)
             finally:
                 await asyncio.to_thread(server.stop)
 

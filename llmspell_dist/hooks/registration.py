@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from math import isfinite
 from typing import Any, TypeVar
 
@@ -119,6 +120,21 @@ class Registration:
         `HookNotFoundError` if there is none; as of `enable` and `disable`.
         """
         return self._registry.remove(name, point)
+
+    @contextmanager
+    def replacing(self, name: str, point: HookPoint | str) -> Iterator[None]:
+        """Have a hook away while another one of its name is put in its place.
+
+        If the block raises, the hook is there again; `HookNotFoundError` if there is none.
+        """
+        before = self.find(name, point)
+        self.unregister(name, point)
+        try:
+            yield
+        except BaseException:
+            if before is not None and self.find(name, point) is None:
+                self.add(before)
+            raise
 
     def clear(self, point: HookPoint | str | None = None) -> int:
         """Take all hooks of a point away, or all; return how many there were."""

@@ -12,6 +12,7 @@ from llmspell_dist.observation import NOTHING_OBSERVED
 from llmspell_dist.sidecar.auth.grants import Principal
 from llmspell_dist.sidecar.observer import NOT_OBSERVED, Observer
 from llmspell_dist.sidecar.settings import SidecarSettings
+from llmspell_dist.state.driver import driver_of
 from llmspell_dist.state.manager import StateManager
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Services:
         """Records them, if somebody wants traces."""
         self.render_metrics: Callable[[], tuple[bytes, str]] = _no_metrics
         """Gives the metrics and their media type; blocks a few milliseconds."""
-        self.own_state = StateManager(spell._driver)  # noqa: SLF001 - the sidecar's own notes
+        self.own_state = StateManager(driver_of(spell))
         """State that no hook looks at, for what the sidecar keeps for itself."""
         self.nobody = Principal("nobody", "anonymous", ())
         """Who asks for what is public."""
