@@ -1,4 +1,4 @@
-"""A hook that another one of its name takes the place of: the old one stands if the new one cannot."""
+"""A hook gives its place to another one of its name, and is there again if that cannot stand."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def replaced(hooks: Registration) -> None:
     """Replace a hook, once by what can be registered and once by what cannot."""
     before = hooks.register(POINT, look, name="guard", priority=1)
     with pytest.raises(InvalidArgumentError), hooks.replacing("guard", POINT):
-        assert hooks.get_hooks() == []
         hooks.register(POINT, look, name="guard", queued=True)
     assert hooks.get_hooks() == [before]
     with hooks.replacing("guard", POINT):
+        assert hooks.get_hooks() == []
         after = hooks.register(POINT, look, name="guard", priority=2)
     assert hooks.get_hooks() == [after]
     with pytest.raises(HookNotFoundError), hooks.replacing("other", POINT):
@@ -55,10 +55,10 @@ async def test_a_hook_of_the_fleet_is_there_again_if_its_successor_is_refused(
         before = await fleet.add(POINT, look, name="guard", run="one")
         with pytest.raises(InvalidArgumentError):
             async with fleet.replacing("guard", POINT):
-                assert spell.hooks.get_hooks() == []
                 await fleet.add(POINT, look, name="guard", queued=True)
         assert spell.hooks.get_hooks() == [before]
         async with fleet.replacing("guard", POINT):
+            assert spell.hooks.get_hooks() == []
             after = await fleet.add(POINT, look, name="guard", priority=7)
         assert spell.hooks.get_hooks() == [after]
         with pytest.raises(HookNotFoundError):
