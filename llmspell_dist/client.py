@@ -8,19 +8,24 @@ import logging
 import os
 import random
 import tempfile
-from collections.abc import AsyncIterator, Coroutine, Generator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import cached_property
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
 from llmspell_dist.agents.manager import Agents
 from llmspell_dist.assembly import Assembly, assemble, complete_options
 from llmspell_dist.cache.near import Near
 from llmspell_dist.cache.tap import LanesTap
-from llmspell_dist.closing import KEPT, AsyncClosing
-from llmspell_dist.config import NAMESPACE_VARIABLE, Options, default_url, names_sidecar
+from llmspell_dist.closing import KEPT, AsyncClosing, AsyncOpening
+from llmspell_dist.config import (
+    NAMESPACE_VARIABLE,
+    Options,
+    default_url,
+    names_sidecar,
+    note_default_url,
+)
 from llmspell_dist.errors import InvalidArgumentError, InvalidURLError
 from llmspell_dist.events.manager import Events
 from llmspell_dist.hooks.emitting import EventHooks
@@ -227,8 +232,11 @@ class Spell(AsyncClosing):
             await asyncio.wait([housekeeper])
 
 
-class _Connecting:
+class _Connecting(AsyncOpening[Spell]):
     """What `connect` returns: opened by ``async with``, or by ``await`` and closed by hand."""
+
+    call = "connect()"
+    blocking = "llmspell_dist.blocking.connect()"
 
     def __init__(
         self, url: str | None, options: Options, namespace: str | None, token: Token
@@ -237,9 +245,9 @@ class _Connecting:
         self._options = options
         self._namespace = namespace
         self._token = token
-        self._spell: Spell | None = None
 
-    async def _open(self) -> Spell:
+    async def open(self) -> Spell:
+        """Connect."""
         url = default_url() if self._url is None else self._url
         if isinstance(url, str) and names_sidecar(url):
             return await self._open_remote(url)
@@ -261,7 +269,8 @@ class _Connecting:
             except BaseException:
                 await spell.close()
                 raise
-        except BaseException:
+        except BaseException as error:
+            note_default_url(error, self._url)
             assembly.release()
             raise
         return spell
@@ -278,22 +287,6 @@ class _Connecting:
             url, self._options, namespace=self._namespace, token=self._token
         )
         return cast("Spell", opened)  # its surface, with what is left out told by name
-
-    def __await__(self) -> Generator[Any, None, Spell]:
-        return self._open().__await__()
-
-    async def __aenter__(self) -> Spell:
-        self._spell = await self._open()
-        return self._spell
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        assert self._spell is not None  # noqa: S101 - entered before
-        await self._spell.close()
 
 
 def connect(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Self, TypeVar
 
-__all__ = ["KEPT", "AsyncClosing", "Closing"]
+__all__ = ["KEPT", "AsyncClosing", "AsyncOpening", "Closing"]
 
+T = TypeVar("T", bound=AbstractAsyncContextManager[Any])
 KEPT: Final = 0.1
 """What hooks leave of a time limit to what is closed behind them."""
 
@@ -30,6 +33,53 @@ class AsyncClosing:
         traceback: TracebackType | None,
     ) -> None:
         await self.close()
+
+
+class AsyncOpening(Generic[T]):
+    """What a call returns that opens something: by ``async with``, or ``await`` and closed by hand.
+
+    Who forgets both is told so where the mistake shows, not that some class lacks something.
+    """
+
+    __slots__ = ("_opened",)
+
+    call = ""
+    """How users write the call."""
+    blocking = ""
+    """Its twin for code without an event loop."""
+
+    async def open(self) -> T:
+        """Open it."""
+        raise NotImplementedError
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return self.open().__await__()
+
+    async def __aenter__(self) -> T:
+        self._opened = await self.open()
+        return self._opened
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._opened.__aexit__(kind, error, traceback)
+
+    if not TYPE_CHECKING:  # type checkers say it themselves
+
+        def __getattr__(self, name: str) -> NoReturn:
+            said = f"{self._forgotten()}: it has no {name!r} yet"
+            raise AttributeError(said, name=name, obj=self)
+
+        def __enter__(self) -> NoReturn:
+            raise TypeError(f"{self._forgotten()}; for code without an event loop: {self.blocking}")
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def _forgotten(self) -> str:
+            return f"{self.call} needs `await` or `async with` before it"
 
 
 class Closing:

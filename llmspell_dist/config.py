@@ -15,7 +15,12 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from llmspell_dist.classes import ClassRules
 from llmspell_dist.codec import DEFAULT_MAX_BYTES, DEFAULT_MAX_DEPTH, Codec
-from llmspell_dist.errors import InvalidArgumentError, InvalidScopeError, InvalidURLError
+from llmspell_dist.errors import (
+    InvalidArgumentError,
+    InvalidScopeError,
+    InvalidURLError,
+    StoreUnavailableError,
+)
 from llmspell_dist.keys import KeySpace
 from llmspell_dist.observation import TelemetrySource
 from llmspell_dist.retention import Retention
@@ -33,6 +38,7 @@ __all__ = [
     "default_namespace",
     "default_url",
     "names_sidecar",
+    "note_default_url",
     "parse_url",
 ]
 
@@ -51,6 +57,17 @@ _OF_SIDECARS: Final = ("http", "https", "http+unix")
 def default_url(environ: Mapping[str, str] = os.environ) -> str:
     """Return the URL of the environment, or the one of a server on this machine."""
     return environ.get(URL_VARIABLE) or DEFAULT_URL
+
+
+def note_default_url(
+    error: BaseException, url: str | None, environ: Mapping[str, str] = os.environ
+) -> None:
+    """Note on an error of connecting that nobody said to which server, and what can be said."""
+    if url is None and not environ.get(URL_VARIABLE) and isinstance(error, StoreUnavailableError):
+        error.add_note(
+            f"without a URL, and without {URL_VARIABLE}, a client connects to {DEFAULT_URL}; "
+            "embedded:// starts a server on this machine, and so does llmspell-dist server start"
+        )
 
 
 def default_namespace(environ: Mapping[str, str] = os.environ) -> str:
@@ -136,7 +153,11 @@ def parse_url(url: str) -> Endpoint:
             "a sidecar",
         )
     if parts.scheme not in _SCHEMES or "://" not in url:
-        raise _bad(url, f"must begin with one of {', '.join(s + '://' for s in _SCHEMES)}")
+        servers, sidecars = (
+            ", ".join(f"{one}://" for one in kind) for kind in (_SCHEMES, _OF_SIDECARS)
+        )
+        rule = f"must begin with {servers}, or for a sidecar with {sidecars}"
+        raise _bad(url, f"{rule}; as redis://localhost:6379")
     if parts.fragment:
         raise _bad(url, "must not have a fragment; encode # as %23")
     facts = {"scheme": parts.scheme, **_place(url, parts, host, port)}

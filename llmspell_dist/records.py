@@ -143,13 +143,6 @@ def unpack_head(payload: bytes, scope: str, key: str) -> Head:
         raise CorruptRecordError(scope, key, "its head is damaged") from None
 
 
-def pack_head(head: Head) -> bytes:
-    """Write the head of a list, map or blob."""
-    return _COMPOSITE.pack(
-        head.count, head.size >> 32, head.size & 0xFFFFFFFF
-    ) + head.generation.encode("ascii")
-
-
 class ScopeMeta(NamedTuple):
     """What the reserved field ``$$`` keeps about a scope."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 
 from loadtests.knee import Knee, find_knee
 from loadtests.profiles import HOLD, RAMP, Limits, Plan
@@ -105,9 +106,13 @@ def _ramp(load: Measured, limits: Limits) -> _Judged:
 
 
 def _hold(load: Measured, limits: Limits) -> _Judged:
+    criterion = f"does {KEPT_UP:.0%} of what is offered"
+    if not load.windows:
+        yield criterion, False, "no stage was finished"
+        return
     window = load.windows[-1]
     facts = f"{window.achieved:,.0f} of {window.offered:,.0f} steps/s"
-    yield f"does {KEPT_UP:.0%} of what is offered", window.kept_up, facts
+    yield criterion, window.kept_up, facts
     yield from _latency(load.windows, load.unloaded_ms or 0.0, limits)
     used = load.steady.get(SIDECAR)
     if used is None:
@@ -121,9 +126,14 @@ def _hold(load: Measured, limits: Limits) -> _Judged:
 
 
 def _latency(windows: Sequence[Window], unloaded_ms: float, limits: Limits) -> _Judged:
-    """Judge the worst of some stages against multiples of the unloaded median."""
+    """Judge the worst of some stages against multiples of the unloaded median.
+
+    A stage in which no step ended is worse than any figure.
+    """
     for percent, factor in ((95, limits.p95), (99, limits.p99)):
-        worst = max((window.steps.percentile_ms(percent) for window in windows), default=0.0)
+        worst = max(
+            window.steps.percentile_ms(percent) if window.steps.count else inf for window in windows
+        )
         limit = factor * max(unloaded_ms, _FAIR)
         facts = f"{worst:.1f} ms, at most {limit:.1f} ({factor:g} times {unloaded_ms:.1f} ms)"
         yield f"p{percent} up to {limits.part_of_knee:.0%} of the knee", worst <= limit, facts

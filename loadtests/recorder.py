@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -106,8 +107,8 @@ class Recorder:
         self.ledger = Ledger()
         self.failures: Counter[str] = Counter()
         self.requests = 0
-        self.wanted = 0.0
-        """Steps a second that the users of now want to do."""
+        self._wanted: list[tuple[float, float]] = []
+        """Since when, and how many steps a second the users wanted to do from then on."""
         self._bounds: list[tuple[float, float]] = []
 
     def begin(self, now: float | None = None) -> None:
@@ -119,9 +120,15 @@ class Recorder:
             self._bounds.append((window.since, window.until))
             at += stage.seconds
 
+    def wants(self, more: float, now: float | None = None) -> None:
+        """Count the steps a second that a user wants to do from now on, or no more if it leaves."""
+        wanted = self._wanted[-1][1] if self._wanted else 0.0
+        self._wanted.append((time.time() if now is None else now, wanted + more))
+
     def end(self, now: float | None = None) -> None:
         """Forget stages that were not finished: users leave from now on."""
         at = time.time() if now is None else now
+        self._offer()
         kept = sum(bool(window.until) and window.until <= at + _CLOSE_S for window in self.windows)
         self.windows, self._bounds = self.windows[:kept], self._bounds[:kept]
         for number, window in enumerate(self.windows):
@@ -143,7 +150,6 @@ class Recorder:
             if window is not None:
                 window.failures[f"{name}: {text}"] += count
         if window is not None:
-            window.offered = self.wanted
             window.add(name, found)
 
     def took(self, name: str, ms: float, failure: Exception | None) -> None:
@@ -156,7 +162,6 @@ class Recorder:
         self.requests += 1
         window = self._window(time.time())
         if window is not None:
-            window.offered = self.wanted
             window.took(name, ms)
 
     def _window(self, now: float) -> Window | None:
@@ -165,9 +170,20 @@ class Recorder:
                 return window
         return None
 
+    def _offer(self) -> None:
+        """Note what was offered in each stage: what its users wanted in the middle of it.
+
+        Not when something ends: in a stage in which everything stalls nothing does.
+        """
+        for window in self.windows:
+            middle = (window.since + window.until) / 2
+            count = bisect_right(self._wanted, middle, key=lambda one: one[0])
+            window.offered = self._wanted[count - 1][1] if count else 0.0
+
     def overloaded(self, now: float | None = None) -> bool:
         """Whether two stages in a row did not keep up: a ramp that goes on learns nothing new."""
         at = time.time() if now is None else now
+        self._offer()
         over = [window for window in self.windows if window.until and window.until <= at]
         late = over[-_ENOUGH:]
         return len(late) == _ENOUGH and not any(window.kept_up for window in late)

@@ -96,11 +96,9 @@ def _variables(plan: Plan, rig: Rig, facts: Path, data: Path | None) -> dict[str
 
 def _measured(plan: Plan, facts: dict[str, Any], *, ended: bool) -> Measured:
     windows = [Window.from_json(data) for data in facts["windows"]]
-    done = [window for window in windows if window.names]
-    stages = plan.stages[: len(done)]
     return Measured(
-        plan=replace(plan, stages=stages),
-        windows=done,
+        plan=replace(plan, stages=plan.stages[: len(windows)]),
+        windows=windows,
         requests=facts["requests"],
         failures=facts["failures"],
         problems=[],

@@ -68,11 +68,11 @@ class _LoadUser(User):
     def on_start(self) -> None:
         self.number = self.load.number(self.role)
         self.name = f"{self.load.settings.run}-{self.role.name}-{self.number}"
-        self.load.recorder.wanted += self.role.offered
+        self.load.recorder.wants(self.role.offered)
         self.begin()
 
     def on_stop(self) -> None:
-        self.load.recorder.wanted -= self.role.offered
+        self.load.recorder.wants(-self.role.offered)
         self.finish()
 
     def begin(self) -> None:

@@ -18,12 +18,7 @@ end
 if pending[1][2] ~= ARGV[5] then
   return 'HELD'
 end
-local entry = redis.call('XRANGE', queue, id, id)[1]
-local buried = ''
-if entry then
-  buried = redis.call('XADD', dead, 'MAXLEN', '~', ARGV[6], '*', 'b', entry[2][2] or '', 'r', ARGV[2], 'n', ARGV[3],
-    'e', ARGV[4], 'c', ARGV[5], 'i', id)
-end
-redis.call('XACK', queue, 'q', id)
-redis.call('XDEL', queue, id)
-return buried
+--- @include "lib/bury"
+return bury(queue, dead, id, {
+  why = ARGV[2], deliveries = ARGV[3], said = ARGV[4], consumer = ARGV[5], most = ARGV[6],
+})

@@ -35,6 +35,12 @@ async def take(subscription: Any, count: int, *, ack: bool = True) -> list[Event
     return found
 
 
+async def everything_of(subscription: Any) -> None:
+    """Take what comes for as long as something can come, and settle nothing."""
+    async for _ in subscription:
+        pass
+
+
 async def data_of(subscription: Any, count: int) -> list[Any]:
     """Return the data of the next events."""
     return [event.data for event in await take(subscription, count)]
@@ -55,17 +61,24 @@ def refuse_calls(events: Events, which: Container[int]) -> None:
 
 
 class Refusing:
-    """Stands where a consumer calls the server, and lets it refuse while it is told to."""
+    """Stands where a consumer calls the server, and lets it refuse while it is told to.
 
-    def __init__(self, caller: Any) -> None:
+    With `error`, by default one of missing rights; `script`: only calls of this one.
+    """
+
+    def __init__(
+        self, caller: Any, error: Exception | None = None, script: str | None = None
+    ) -> None:
         self.on = True
+        self._error = error
+        self._script = script
         self._execute = caller._execute
         caller._execute = self
 
     async def __call__(self, call: Any) -> Any:
         """Carry a call out, or refuse it."""
-        if self.on:
-            raise StorePermissionError("redis://test", "NOPERM")
+        if self.on and self._script in (None, call.name):
+            raise self._error or StorePermissionError("redis://test", "NOPERM")
         return await self._execute(call)
 
 

@@ -11,9 +11,7 @@ from fix_state import Raw, Store
 
 from llmspell_dist.records import (
     RESTORED,
-    Head,
     Kind,
-    pack_head,
     pack_record,
     unpack_head,
     unpack_record,
@@ -139,7 +137,8 @@ class Restoring:
         if Kind(stored.kind).composite:
             head = unpack_head(payload, scope, "")
             generation = secrets.token_hex(6)
-            payload = pack_head(Head(head.count, head.size, generation))
+            sizes = head.count.to_bytes(4, "big") + head.size.to_bytes(6, "big")
+            payload = sizes + generation.encode()
             if elements:
                 push = "HSET" if stored.kind == Kind.MAP else "RPUSH"
                 self.raw(push, self._place(scope, generation), *elements)

@@ -40,25 +40,6 @@ class Progress:
     scopes: int = 0
     seconds: float = 0.0
 
-    @property
-    def bytes_per_second(self) -> float:
-        """The mean rate."""
-        return self.bytes / self.seconds if self.seconds else 0.0
-
-    @property
-    def fraction(self) -> float | None:
-        """Between 0 and 1, if the total is known."""
-        if not self.total_bytes:
-            return None
-        return min(1.0, self.bytes / self.total_bytes)
-
-    @property
-    def eta_s(self) -> float | None:
-        """Seconds that it will take from here, at the mean rate."""
-        if not self.total_bytes or not self.bytes_per_second:
-            return None
-        return max(0, self.total_bytes - self.bytes) / self.bytes_per_second
-
 
 Observer = Callable[[Progress], None]
 """Is told how far the work is; it must be quick and must not raise."""

@@ -30,6 +30,7 @@ from llmspell_dist.blocking.near import NearReads
 from llmspell_dist.blocking.watching import Watch, Watches
 from llmspell_dist.cache.tap import BlockingTap
 from llmspell_dist.closing import KEPT, Closing
+from llmspell_dist.config import note_default_url
 from llmspell_dist.hooks.emitting import EventHooks
 from llmspell_dist.hooks.memory import ResultCache
 from llmspell_dist.redis.blocking_driver import BlockingDriver
@@ -231,7 +232,8 @@ def connect(
         except BaseException:
             spell.close()
             raise
-    except BaseException:
+    except BaseException as error:
+        note_default_url(error, url)
         assembly.release()
         raise
     return spell

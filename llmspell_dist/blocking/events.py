@@ -24,7 +24,7 @@ from llmspell_dist.events.manager import Events as AsyncEvents
 from llmspell_dist.events.model import Event
 from llmspell_dist.events.publishing import PublisherStats
 from llmspell_dist.events.rate import RateLimit
-from llmspell_dist.events.steps import check_name, check_type
+from llmspell_dist.events.steps import check_name, new_event
 from llmspell_dist.events.terms import ConsumerStats
 
 if TYPE_CHECKING:
@@ -182,22 +182,19 @@ class Events:
         timeout: float = 30.0,
     ) -> Event:
         """Publish an event and return it: every durable subscription that means it has it then."""
-        check_type(type)
-        fields: dict[str, Any] = {} if id is None else {"id": id}
-        if time is not None:
-            fields["time"] = time
-        event = Event(  # here, where the caller's context is in force
+        event = new_event(  # here, where the caller's context is in force
             type,
             data,
             source=source,
             target=target,
-            tags=tags,  # type: ignore[arg-type]
+            tags=tags,
             priority=priority,
-            ttl=ttl,  # type: ignore[arg-type]
+            ttl=ttl,
             correlation_id=correlation_id,
             causation_id=causation_id,
             traceparent=traceparent,
-            **fields,
+            event_id=id,
+            time=time,
         )
         return self.publish_event(event, timeout=timeout)
 

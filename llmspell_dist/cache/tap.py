@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from llmspell_dist.redis.commits import Commit
     from llmspell_dist.redis.lanes import Lanes
 
-__all__ = ["BlockingTap", "LanesTap", "Told"]
+__all__ = ["BlockingTap", "LanesTap", "WriteListener"]
 
 
-class Told(Protocol):
+class WriteListener(Protocol):
     """What keeps values in memory, and so wants to know of this client's commits."""
 
     @property
@@ -29,7 +29,7 @@ class Told(Protocol):
 class LanesTap:
     """Lanes whose commits a cache is told of, before they leave and when they are over."""
 
-    def __init__(self, lanes: Lanes, near: Told) -> None:
+    def __init__(self, lanes: Lanes, near: WriteListener) -> None:
         self._lanes = lanes
         self._near = near
         self.submit = lanes.submit
@@ -62,7 +62,7 @@ class LanesTap:
 class BlockingTap:
     """As `LanesTap`, for the connections of a blocking client."""
 
-    def __init__(self, connections: BlockingDriver, near: Told) -> None:
+    def __init__(self, connections: BlockingDriver, near: WriteListener) -> None:
         self._connections = connections
         self._near = near
         self.submit = connections.submit

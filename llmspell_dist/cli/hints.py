@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from llmspell_dist.backup.errors import BackupKeyError
-from llmspell_dist.errors import SpellError
+from llmspell_dist.errors import SpellError, StoreUnavailableError
 from llmspell_dist.security.errors import KeyProviderError, KeyProviderUnavailableError
 
 __all__ = ["hint_of"]
@@ -16,6 +16,7 @@ _FIRST: Final = f"{_KEYS}; backup keygen makes the first"
 _LOST: Final = f"{_KEYS}, LLMSPELL_BACKUP_OLDER_KEYS where older ones are; none can be made again"
 _LATER: Final = "try again later"
 _HINTS: Final[Mapping[str, str]] = {
+    "UNAUTHENTICATED": "--token-file, LLMSPELL_TOKEN_FILE or LLMSPELL_TOKEN shows a token",
     "BACKUP_KEY": _LOST,
     "BACKUP_KEY_UNAVAILABLE": _LATER,
     "KEY_PROVIDER": _LOST,
@@ -30,8 +31,14 @@ _HINTS: Final[Mapping[str, str]] = {
 }
 
 
+_NOBODY_THERE: Final = ("refused", "No such file")
+"""How the system says of an address that nobody listens there."""
+
+
 def hint_of(error: SpellError) -> str | None:
     """Return what to do about an error, in few words."""
+    if isinstance(error, StoreUnavailableError) and any(map(error.said.count, _NOBODY_THERE)):
+        return "--url or LLMSPELL_URL says where a server is; server start starts one here"
     cause = error.__cause__ if isinstance(error, BackupKeyError) else error
     if isinstance(cause, KeyProviderUnavailableError):
         return _LATER

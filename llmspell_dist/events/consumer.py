@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from llmspell_dist.events.steps import Definition
     from llmspell_dist.events.terms import DurableTerms
 
-__all__ = ["Consumer"]
+__all__ = ["Consumer", "said_of"]
 
 
 class Delivery(Protocol):
@@ -70,3 +70,8 @@ class Consumer(Subscription[H], Generic[H]):
     def drain(self) -> None:
         """Hand out nothing more: the iterations stop, acknowledging goes on until `close`."""
         self._finish(None)
+
+
+def said_of(error: BaseException | str | None) -> str:
+    """Return what a dead letter says of why an event could not be handled."""
+    return f"{type(error).__name__}: {error}" if isinstance(error, BaseException) else error or ""

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from llmspell_dist.errors import ClosedError, InvalidArgumentError, StoreUnavailableError
-from llmspell_dist.events.consumer import Consumer
+from llmspell_dist.events.consumer import Consumer, said_of
 from llmspell_dist.events.feeding import Feed
 from llmspell_dist.events.settling import Burial, Held, Settler
 from llmspell_dist.fork import keep_forever
@@ -173,7 +173,8 @@ class DurableSubscription(Consumer[Held]):
         self._stats.failed += 1
         terms = self.terms
         if held.deliveries >= terms.max_deliveries:
-            burial = Burial("failed", held.deliveries, _said(error))
+            shown = type(error).__name__ if isinstance(error, BaseException) else ""
+            burial = Burial("failed", held.deliveries, said_of(error), shown)
             await self._settler.bury(held.entry, burial)
         else:
             if delay is None:
@@ -183,7 +184,7 @@ class DurableSubscription(Consumer[Held]):
 
     async def flush(self) -> None:
         """Wait until the server has every acknowledgement; raises why it does not take them."""
-        await self._settler.flush()
+        await self._settler.acks.flush()
 
     # --- beginning and end
 
@@ -227,9 +228,3 @@ class DurableSubscription(Consumer[Held]):
             await self._bells.remove(self.name, self._feed.ring)
         except (StoreUnavailableError, ClosedError) as error:
             logger.debug("%r: what it held is claimed later: %s", self, error)
-
-
-def _said(error: BaseException | str | None) -> str:
-    if error is None:
-        return ""
-    return error if isinstance(error, str) else f"{type(error).__name__}: {error}"

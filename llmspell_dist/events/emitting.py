@@ -119,7 +119,7 @@ class Emitter:
 
     async def failed(self, name: str, event: Event, error: Exception) -> None:
         """Tell the observer that a handler of a durable subscription raised."""
-        logger.debug("a handler of %r failed: %s", name, error, exc_info=error)
+        logger.debug("a handler of %r failed: %s", name, type(error).__name__)
         if self.observer is not None:
             try:
                 await self.observer.handler_failed(event, name, error)

@@ -9,13 +9,8 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from llmspell_dist.backoff import Backoff
-from llmspell_dist.errors import (
-    ClosedError,
-    StoreAuthenticationError,
-    StorePermissionError,
-    StoreUnavailableError,
-)
-from llmspell_dist.events.errors import SubscriptionNotFoundError, UnreadableEventError
+from llmspell_dist.errors import ClosedError, StoreUnavailableError
+from llmspell_dist.events.errors import UnreadableEventError
 from llmspell_dist.events.settling import MOST_IDS, Burial, Held
 
 if TYPE_CHECKING:
@@ -109,20 +104,16 @@ class Feed:
                         await self._rung.wait()
                 except TimeoutError:
                     pass  # the bell may have been lost
-            except (
-                SubscriptionNotFoundError,
-                StoreAuthenticationError,
-                StorePermissionError,
-            ) as error:
-                self._ended(error)
-                return
-            except StoreUnavailableError as error:
-                level = logging.DEBUG if backoff.failures else logging.WARNING
-                logger.log(level, "%r: goes on when the server does: %s", self, error)
-                await asyncio.sleep(backoff.next_s())
             except ClosedError:
                 self._ended(None)
                 return
+            except Exception as error:  # noqa: BLE001 - whoever iterates is told, and not left waiting
+                if not (isinstance(error, StoreUnavailableError) and error.retryable):
+                    self._ended(error)
+                    return
+                level = logging.DEBUG if backoff.failures else logging.WARNING
+                logger.log(level, "%r: goes on when the server does: %s", self, error)
+                await asyncio.sleep(backoff.next_s())
 
     async def _filled(self) -> bool:
         """Wait for room and fetch once; return whether there may be more."""
@@ -143,7 +134,7 @@ class Feed:
         self._after = reply[0]
         entries = list(zip(reply[1::3], map(int, reply[2::3]), reply[3::3], strict=True))
         if entries and self._stats.claimed:  # else what it holds lies before what comes now
-            held = {*self.mine(), *self._settler.acks, *self._settler.burying}
+            held = {*self.mine(), *self._settler.acks.waiting, *self._settler.burying}
             entries = [one for one in entries if one[0] not in held]
         self.take(entries, again=own)
         if own and not moved:
@@ -163,7 +154,7 @@ class Feed:
         for entry, deliveries, envelope in entries:
             if again and deliveries >= max(2, self._terms.max_deliveries):
                 said = "its consumers died, or did not settle it"
-                self._settler.bury_later(entry, Burial("failed", deliveries, said))
+                self._settler.bury_later(entry, Burial("failed", deliveries, said, said))
                 continue
             try:
                 event = self._steps.read_event(envelope)
@@ -187,7 +178,7 @@ class Feed:
             reply = self._steps.existing(self._name, await self._execute(call))
             more = bool(reply[0])
             entries = zip(reply[1::3], map(int, reply[2::3]), reply[3::3], strict=True)
-            mine = {*self.mine(), *self._settler.acks, *self._settler.burying}
+            mine = {*self.mine(), *self._settler.acks.waiting, *self._settler.burying}
             fresh = [one for one in entries if one[0] not in mine]
             self._stats.claimed += len(fresh)
             self.take(fresh, again=True)
@@ -207,10 +198,13 @@ class Feed:
                 if turn % 2:
                     self.claim_now = True
                     self._rung.set()
-            except StoreUnavailableError as error:
-                logger.debug("%r: not renewed: %s", self, error)
             except ClosedError:
                 return
+            except Exception as error:  # noqa: BLE001 - what is no longer kept would go to others
+                if not (isinstance(error, StoreUnavailableError) and error.retryable):
+                    self._ended(error)
+                    return
+                logger.debug("%r: not renewed: %s", self, error)
 
     async def renew(self) -> None:
         """Tell the server that what is held is worked on still."""

@@ -21,6 +21,7 @@ __all__ = ["MOST_LISTED", "DeadLetter", "EventLooks", "SubscriptionInfo", "check
 
 MOST_LISTED = 10_000
 _CHUNK = 500
+_PAGE = 500
 _MAX_NUMBER = 2**64 - 1
 
 
@@ -144,37 +145,27 @@ def _call(request: Any) -> Steps[Any]:
 
 
 def _subscriptions(steps: EventSteps) -> Steps[list[SubscriptionInfo]]:
-    keys = steps.keys
-    stored = yield steps.command("HGETALL", keys.events(SHARD))
-    if isinstance(stored, dict):
-        stored = [part for pair in stored.items() for part in pair]
-    found = []
-    for encoded, definition in sorted(zip(stored[::2], stored[1::2], strict=True)):
-        name = decode_part(encoded.decode())
-        queue = keys.event_queue(SHARD, name)
-        length, groups, dead, counters = yield [
-            steps.command("XLEN", queue),
-            steps.command("XPENDING", queue, "q"),
-            steps.command("XLEN", keys.event_dead(SHARD, name)),
-            steps.command(
-                "HMGET", keys.event_stats(SHARD), encoded + b":oldest", encoded + b":newest"
-            ),
-        ]
-        said = read_definition(definition)
-        found.append(
-            SubscriptionInfo(
-                name=name,
-                pattern=said.pattern,
-                capacity=said.capacity,
-                overflow=said.overflow,
-                lag=length,
-                pending=groups[0],
-                consumers=len(groups[3] or ()),
+    found, cursor = {}, b"0"
+    while True:
+        reply = yield steps.queues_call(cursor, _PAGE)
+        cursor, told = reply[0], iter(reply[1:])
+        for encoded, definition, lag, pending, consumers, dead, dropped in zip(
+            *[told] * 7, strict=True
+        ):
+            pattern, capacity, overflow = read_definition(definition)
+            found[encoded] = SubscriptionInfo(
+                name=decode_part(encoded.decode()),
+                pattern=pattern,
+                capacity=capacity,
+                overflow=overflow,
+                lag=lag,
+                pending=pending,
+                consumers=consumers,
                 dead=dead,
-                dropped=sum(int(counter or 0) for counter in counters),
+                dropped=dropped,
             )
-        )
-    return found
+        if cursor == b"0":
+            return [found[encoded] for encoded in sorted(found)]
 
 
 def check_id(value: object, argument: str = "ids") -> str:

@@ -25,7 +25,7 @@ from llmspell_dist.events.steps import (
     check_durable,
     check_live,
     check_name,
-    check_type,
+    new_event,
 )
 from llmspell_dist.events.terms import ConsumerStats, DurableTerms
 from llmspell_dist.events.tracing import publishing, traced, traced_all
@@ -111,24 +111,19 @@ class Events(EventLooks):
 
         The fields are those of `Event`.
         """
-        check_type(type)
-        fields: dict[str, Any] = {}
-        if id is not None:
-            fields["id"] = id
-        if time is not None:
-            fields["time"] = time
-        event = Event(
+        event = new_event(
             type,
             data,
             source=source,
             target=target,
-            tags=tags,  # type: ignore[arg-type]
+            tags=tags,
             priority=priority,
-            ttl=ttl,  # type: ignore[arg-type]
+            ttl=ttl,
             correlation_id=correlation_id,
             causation_id=causation_id,
             traceparent=traceparent,
-            **fields,
+            event_id=id,
+            time=time,
         )
         return await self.publish_event(event, timeout=timeout)
 

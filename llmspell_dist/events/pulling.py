@@ -9,6 +9,7 @@ who ask this way are one consumer for the server, so that any process can take a
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -53,10 +54,8 @@ class _Receipt(NamedTuple):
     entry: bytes
     deliveries: int
 
-
-class _Pending(NamedTuple):
-    consumer: bytes
-    deliveries: int
+    def __str__(self) -> str:
+        return f"{self.entry.decode()}.{self.deliveries}"
 
 
 class Waiting:
@@ -167,27 +166,33 @@ class Puller:
     async def _deliveries(
         self, name: str, flat: list[Any], terms: DurableTerms, *, again: bool
     ) -> list[Delivery]:
-        found = []
+        found, expired = [], []
+        burials: dict[tuple[str, str], list[_Receipt]] = {}
         for entry, said, envelope in zip(flat[::3], map(int, flat[1::3]), flat[2::3], strict=True):
+            receipt = _Receipt(entry, said)
             if again and said >= max(2, terms.max_deliveries):
                 # What lay in the buffer of a process that died counts as delivered once.
                 error = "its consumers died, or did not settle it"
-                await self._bury(name, entry, "failed", said, error)
+                burials.setdefault(("failed", error), []).append(receipt)
                 continue
             try:
                 event = self._steps.read_event(envelope)
-            except UnreadableEventError as error:
-                await self._bury(name, entry, "unreadable", said, str(error))
+            except UnreadableEventError as unreadable:
+                burials.setdefault(("unreadable", str(unreadable)), []).append(receipt)
                 continue
             if event.is_expired():
-                await self._execute(self._steps.ack_call(name, [entry]))
+                expired.append(receipt)
                 continue
             deliveries = said + again
             if again and not await self._execute(
                 self._steps.deliver_call(name, _ME, entry, deliveries)
             ):
                 continue  # another has it now
-            found.append(Delivery(f"{entry.decode()}.{deliveries}", event, deliveries))
+            handed = _Receipt(entry, deliveries)
+            found.append(Delivery(str(handed), event, deliveries))
+        for burial, held in burials.items():
+            await self._answer(name, "bury", held, burial=burial)
+        await self._answer(name, "ack", expired)
         return found
 
     # --- the answers
@@ -197,8 +202,8 @@ class Puller:
 
         One of an earlier delivery does not: whoever has the event now answers for it.
         """
-        receipts = list(receipts)
-        return len(receipts) - len(await self._answer(name, "ack", receipts))
+        held = _read_all(receipts)
+        return len(held) - len(await self._answer(name, "ack", held))
 
     async def nack(
         self,
@@ -214,18 +219,20 @@ class Puller:
         They come again after `delay_s`, by default a delay that grows, or after `claim_idle` if
         that is less. Those that were delivered `max_deliveries` times go to the dead letters.
         """
-        check_name(name)
-        lost = []
-        for receipt in receipts:
-            entry, deliveries = _read(receipt)
-            if await self._pending(name, entry) != (_ME, deliveries):
-                lost.append(receipt)
-            elif deliveries >= terms.max_deliveries:
-                await self._bury(name, entry, "failed", deliveries, error)
+        failed, later = [], defaultdict[float, list[_Receipt]](list)
+        for receipt in _read_all(receipts):
+            if receipt.deliveries >= terms.max_deliveries:
+                failed.append(receipt)
             else:
-                pause_s = terms.pause_s(deliveries) if delay_s is None else delay_s
-                await self._give_back(name, entry, deliveries, pause_s)
-        return lost
+                pause_s = terms.pause_s(receipt.deliveries) if delay_s is None else delay_s
+                later[max(0.0, pause_s)].append(receipt)
+        lost = await self._answer(name, "bury", failed, burial=("failed", error))
+        for pause_s, held in later.items():
+            gone = await self._answer(name, "renew" if pause_s else "release", held)
+            lost += gone
+            if pause_s:
+                self._give_back(name, [one for one in held if one not in gone], pause_s)
+        return [str(one) for one in lost]
 
     async def release(self, name: str, receipts: Iterable[str], *, handled: bool = False) -> None:
         """Give events back for others to take at once.
@@ -233,43 +240,30 @@ class Puller:
         `handled`: somebody has tried, so that the delivery counts. Without any, the server is told
         to forget the consumer if it holds nothing.
         """
-        check_name(name)
-        receipts = list(receipts)
-        if not receipts:
-            await self._execute(self._steps.release_call(name, _ME, ()))
-        for receipt in receipts:
-            entry, deliveries = _read(receipt)
-            if await self._pending(name, entry) == (_ME, deliveries):
-                counts = deliveries if handled else deliveries - 1
-                await self._execute(self._steps.release_call(name, _ME, [(entry, counts)]))
+        held = _read_all(receipts)
+        if held:
+            await self._answer(name, "release", held, counts=handled)
+        else:
+            await self._execute(self._steps.release_call(check_name(name), _ME, ()))
 
     async def renew(self, name: str, receipts: Iterable[str]) -> list[str]:
         """Say that events are worked on still; return the receipts that no longer count."""
-        return await self._answer(name, "renew", list(receipts))
+        return [str(one) for one in await self._answer(name, "renew", _read_all(receipts))]
 
-    async def _answer(self, name: str, what: str, receipts: list[str]) -> list[str]:
-        """Answer for deliveries; return the receipts that no longer count."""
+    async def _answer(
+        self, name: str, what: str, held: list[_Receipt], **more: Any
+    ) -> list[_Receipt]:
+        """Answer for deliveries in one step of the server; return those that no longer count."""
         check_name(name)
-        held = [_read(one) for one in receipts]
         if not held:
             return []
-        lost = await self._execute(self._steps.answer_call(name, _ME, what, held))
-        return [receipts[place] for place in lost]
+        call = self._steps.answer_call(name, _ME, what, held, **more)
+        return [held[place] for place in await self._execute(call)]
 
-    async def _pending(self, name: str, entry: bytes) -> _Pending | None:
-        queue = self._steps.keys.event_queue(SHARD, name)
-        found = await self._execute(self._steps.command("XPENDING", queue, "q", entry, entry, 1))
-        return _Pending(found[0][1], int(found[0][3])) if found else None
-
-    async def _give_back(self, name: str, entry: bytes, deliveries: int, delay_s: float) -> None:
-        receipt = f"{entry.decode()}.{deliveries}"
-        if delay_s <= 0:
-            await self.release(name, [receipt], handled=True)
-            return
-
+    def _give_back(self, name: str, held: list[_Receipt], delay_s: float) -> None:
         def due() -> None:
             self._again.discard(timer)
-            release = self.release(name, [receipt], handled=True)
+            release = self._answer(name, "release", held)
             task = asyncio.get_running_loop().create_task(release)
             self._tasks.add(task)
             task.add_done_callback(self._ended)
@@ -283,11 +277,6 @@ class Puller:
         if not task.cancelled():
             task.exception()  # not given back: it comes when nobody answered for long enough
 
-    async def _bury(self, name: str, entry: bytes, why: str, deliveries: int, error: str) -> None:
-        await self._execute(
-            self._steps.bury_call(name, _ME, entry, why=why, deliveries=deliveries, error=error)
-        )
-
     async def close(self) -> None:
         """Give nothing back any more: what is due comes by itself."""
         for timer in self._again:
@@ -296,6 +285,10 @@ class Puller:
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def _read_all(receipts: Iterable[object]) -> list[_Receipt]:
+    return [_read(one) for one in receipts]
 
 
 def _read(receipt: object) -> _Receipt:

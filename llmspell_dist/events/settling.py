@@ -10,12 +10,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from llmspell_dist.backoff import Backoff
-from llmspell_dist.errors import (
-    SpellError,
-    StoreAuthenticationError,
-    StorePermissionError,
-    StoreUnavailableError,
-)
+from llmspell_dist.errors import SpellError, StoreUnavailableError
+from llmspell_dist.events.acking import AckSender
 from llmspell_dist.fork import keep_forever
 
 if TYPE_CHECKING:
@@ -55,6 +51,9 @@ class Burial(NamedTuple):
     """``failed`` or ``unreadable``."""
     deliveries: int
     said: str
+    """What the dead letter says."""
+    shown: str = ""
+    """What the log says: the type of a handler's error, whose message may have data in it."""
 
 
 class Settler:
@@ -80,13 +79,11 @@ class Settler:
         self._consumer = consumer
         self._stats = stats
         self._again = again
-        self.acks: list[bytes] = []
-        """Handled, and not acknowledged by the server yet."""
+        self.acks = AckSender(self._acknowledge, most=MOST_IDS, who=self)
         self.delayed: set[Held] = set()
         """Waiting for their next delivery."""
         self.burying: dict[bytes, Burial] = {}
         """To be moved to the dead letters."""
-        self._acking: asyncio.Task[SpellError | None] | None = None
         self._burying: asyncio.Task[None] | None = None
         self._closing = False
 
@@ -97,50 +94,10 @@ class Settler:
 
     def done(self, held: Held) -> None:
         """Take it out of the queue, with the others of this turn."""
-        self.acks.append(held.entry)
-        self._sending()
+        self.acks.add(held.entry)
 
-    async def flush(self) -> None:
-        """Wait until the server has every acknowledgement; raises why it does not take them."""
-        while self.acks or self._acking is not None:
-            error = await asyncio.shield(self._sending())
-            if error is not None:
-                raise error
-
-    def _sending(self) -> asyncio.Task[SpellError | None]:
-        if self._acking is None:
-            self._acking = asyncio.get_running_loop().create_task(self._send_acks())
-        return self._acking
-
-    async def _send_acks(self) -> SpellError | None:
-        """Send all that there are; what is refused is sent again with the next, or by `flush`."""
-        try:
-            await asyncio.sleep(0)  # for the others of this turn
-            while self.acks:
-                ids = self.acks[:MOST_IDS]
-                await self._surely(self._steps.ack_call(self._name, ids))
-                del self.acks[: len(ids)]
-        except SpellError as error:
-            logger.warning("%r: acknowledgements were not taken: %s", self, error)
-            return error
-        finally:
-            self._acking = None
-        return None
-
-    async def _surely(self, call: ScriptCall) -> Any:
-        """Send a call that may be sent twice until the server has carried it out."""
-        backoff = Backoff(first_s=0.05, max_s=2.0)
-        while True:
-            try:
-                return await self._execute(call)
-            except (StoreAuthenticationError, StorePermissionError):
-                raise
-            except StoreUnavailableError as error:
-                if self._closing:
-                    raise
-                if not backoff.failures:
-                    logger.warning("%r: goes on when the server does: %s", self, error)
-            await asyncio.sleep(backoff.next_s())
+    async def _acknowledge(self, ids: list[bytes]) -> None:
+        await self._execute(self._steps.ack_call(self._name, ids))
 
     # --- not handled
 
@@ -159,7 +116,7 @@ class Settler:
     async def count(self, held: Held) -> bool:
         """Count a delivery before the event is handed out; False if another has the event now."""
         call = self._steps.deliver_call(self._name, self._consumer, held.entry, held.deliveries)
-        held.counted = bool(await self._surely(call))
+        held.counted = bool(await self.acks.surely(lambda: self._execute(call)))
         return held.counted
 
     # --- the dead letters
@@ -168,9 +125,9 @@ class Settler:
         """Move an event to the dead letters; in the background if the server cannot take it now."""
         try:
             await self._bury(entry, burial)
-        except (StoreAuthenticationError, StorePermissionError):
-            raise
-        except StoreUnavailableError:
+        except StoreUnavailableError as error:
+            if not error.retryable:
+                raise
             self.bury_later(entry, burial)
 
     def bury_later(self, entry: bytes, burial: Burial) -> None:
@@ -194,9 +151,11 @@ class Settler:
                 for entry, burial in tuple(self.burying.items()):
                     try:
                         await self._bury(entry, burial)
-                    except (StoreAuthenticationError, StorePermissionError) as error:
-                        logger.warning("%r: cannot write dead letters: %s", self, error)
                     except StoreUnavailableError as error:
+                        if not error.retryable:
+                            logger.warning("%r: cannot write dead letters: %s", self, error)
+                            self.burying.pop(entry, None)
+                            continue
                         if not backoff.failures:
                             logger.warning("%r: dead letters have to wait: %s", self, error)
                         await asyncio.sleep(backoff.next_s())
@@ -210,7 +169,7 @@ class Settler:
             self._burying = None
 
     async def _bury(self, entry: bytes, burial: Burial) -> None:
-        why, deliveries, said = burial
+        why, deliveries, said, shown = burial
         call = self._steps.bury_call(
             self._name, self._consumer, entry, why=why, deliveries=deliveries, error=said
         )
@@ -223,14 +182,14 @@ class Settler:
             entry.decode(),
             self._name,
             deliveries,
-            said or why,
+            shown or why,
         )
 
     # --- the end
 
     async def close(self) -> None:
         """Deliver nothing again, and send the acknowledgements; once more only."""
-        self._closing = True
+        self._closing = self.acks.closing = True
         for held in self.delayed:
             if held.timer is not None:
                 held.timer.cancel()
@@ -238,7 +197,7 @@ class Settler:
             self._burying.cancel()
             await asyncio.gather(self._burying, return_exceptions=True)
         with suppress(SpellError):  # the log has it, and the events come again
-            await self.flush()
+            await self.acks.flush()
         for entry, burial in tuple(self.burying.items()):
             try:
                 await self._bury(entry, burial)
@@ -248,7 +207,7 @@ class Settler:
 
     def disown(self) -> None:
         """In a forked child: it is the parent's."""
-        keep_forever(self._acking, self._burying)
+        keep_forever(self._burying)
+        self.acks.disown()
         self._closing = True
-        self._acking = self._burying = None
-        self.acks = []
+        self._burying = None

@@ -21,6 +21,8 @@ from llmspell_dist.redis.resp import pack
 from llmspell_dist.redis.scripts import load_script
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from llmspell_dist.state.core import Core
 
 __all__ = [
@@ -34,7 +36,7 @@ __all__ = [
     "check_durable",
     "check_live",
     "check_name",
-    "check_type",
+    "new_event",
 ]
 
 SHARD: Final = "0"
@@ -95,11 +97,16 @@ def check_overflow(overflow: object) -> str:
     return OVERFLOWS[overflow]
 
 
-def check_type(event_type: object) -> None:
-    """Refuse an event where its type is meant; anything else `Event` looks at."""
+def new_event(
+    event_type: str, data: Any, *, event_id: str | None, time: datetime | None, **fields: Any
+) -> Event:
+    """Return the event of what `publish` was given; an event where its type is meant is refused."""
     if isinstance(event_type, Event):
         rule = "must be the event's type: publish_event publishes an Event"
         raise InvalidArgumentError("type", event_type, rule)
+    given = {"id": event_id, "time": time}
+    fields |= {name: value for name, value in given.items() if value is not None}
+    return Event(event_type, data, **fields)
 
 
 def check_live(**given: tuple[object, object]) -> None:
@@ -265,18 +272,38 @@ class EventSteps:
         )
 
     def answer_call(
-        self, name: str, consumer: bytes, what: str, held: Iterable[tuple[bytes, int]]
+        self,
+        name: str,
+        consumer: bytes,
+        what: str,
+        held: Iterable[tuple[bytes, int]],
+        *,
+        counts: bool = True,
+        burial: tuple[str, str] = ("", ""),
     ) -> ScriptCall:
-        """Answer for deliveries, by id and number: ``ack`` or ``renew``; those that are over stay.
+        """Answer for deliveries, by id and number; those that are over stay as they are.
 
-        The answer is the places of those that are over.
+        ``ack``, ``renew``, ``release`` (`counts`: the deliveries count) or ``bury`` (`burial`: why,
+        and what went wrong). The answer is the places of those that are over.
         """
-        queue = self.keys.event_queue(SHARD, name)
+        keys = self.keys
+        queue = keys.event_queue(SHARD, name)
+        why, error = burial
         said = [part for entry, number in held for part in (entry, b"%d" % number)]
         return ScriptCall(
             load_script("event_answer"),
-            (queue, self.keys.event_stats(SHARD)),
-            (_encoded(queue), consumer, what.encode(), *said),
+            (queue, keys.event_stats(SHARD), keys.event_dead(SHARD, name)),
+            (
+                _encoded(queue),
+                consumer,
+                what.encode(),
+                keys.event_bell(SHARD, name),
+                b"0" if counts else b"1",
+                why.encode(),
+                _text(error),
+                b"%d" % MAX_DEAD,
+                *said,
+            ),
         )
 
     def release_call(
@@ -303,10 +330,19 @@ class EventSteps:
                 entry,
                 why.encode(),
                 b"%d" % deliveries,
-                error[:2000].encode("utf-8", "replace"),
+                _text(error),
                 consumer,
                 b"%d" % MAX_DEAD,
             ),
+        )
+
+    def queues_call(self, cursor: bytes, most: int) -> ScriptCall:
+        """Ask how durable subscriptions stand, about so many at a time."""
+        keys = self.keys
+        return ScriptCall(
+            load_script("event_queues"),
+            (keys.events(SHARD), keys.event_stats(SHARD)),
+            (keys.prefix(SHARD), cursor, b"%d" % most),
         )
 
     def remove_call(self, name: str) -> ScriptCall:
@@ -361,6 +397,11 @@ def _check_capacity(capacity: object) -> int:
         rule = f"must be an int from 1 to {MAX_CAPACITY:,}"
         raise InvalidArgumentError("capacity", capacity, rule)
     return capacity
+
+
+def _text(error: str) -> bytes:
+    """Return as much of what went wrong as a dead letter keeps."""
+    return error[:2000].encode("utf-8", "replace")
 
 
 def _encoded(queue: bytes) -> bytes:

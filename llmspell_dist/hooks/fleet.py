@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from inspect import iscoroutinefunction
 from math import inf
 from typing import TYPE_CHECKING, Any, Final
@@ -87,7 +87,7 @@ class Fleet:
         """What the others know this process by."""
         self.stats = FleetStats()
         self._own: dict[tuple[str, str], RegisteredHook] = {}
-        self._proxies: dict[tuple[str, str], FleetHook] = {}
+        self._proxies: dict[tuple[str, str], tuple[FleetHook, RegisteredHook | None]] = {}
         self._runner = AsyncRunner()
         self._lock = asyncio.Lock()
         self._members = Members(
@@ -309,18 +309,17 @@ class Fleet:
     def _place_own(self) -> None:
         """Have this process's own hooks run here where its labels say so, and only there."""
         for place, meant in self._members.hooks.items():
-            here = self._hooks.find(*place) is self._own[place]
-            wanted = meant.matches(self._members.labels)
-            if wanted and not here:
-                self._hooks.add(self._own[place])
-            elif here and not wanted:
-                self._hooks.unregister(*place)
+            own = self._own[place]
+            if not meant.matches(self._members.labels):
+                self._hooks.discard(own)
+            elif self._hooks.find(*place) is not own:
+                self._hooks.add(own)
 
     def _forget_own(self, place: tuple[str, str]) -> None:
-        self._own.pop(place, None)
+        own = self._own.pop(place, None)
         self._members.hooks.pop(place, None)
-        with suppress(HookNotFoundError):
-            self._hooks.unregister(*place)
+        if own is not None:
+            self._hooks.discard(own)  # one of its name that stands here may be another
 
     def _find(self, name: str, point: str) -> RegisteredHook | None:
         return self._own.get((name, point))
@@ -330,16 +329,16 @@ class Fleet:
     def _look(self, known: FleetMap) -> None:
         """Have a hook at each point for which others may have to be asked, and no more."""
         wanted = known.wanted(self.process)
-        for place, hook in list(self._proxies.items()):
-            if wanted.get(place) != hook:
+        for place, (asked, proxy) in list(self._proxies.items()):
+            if wanted.get(place) != asked:
                 del self._proxies[place]
-                with suppress(HookNotFoundError):
-                    self._hooks.unregister(_PROXY + hook.name, hook.point)
+                if proxy is not None:
+                    self._hooks.discard(proxy)
         for place, hook in wanted.items():
             if place not in self._proxies:
-                self._proxies[place] = hook
+                proxy = None
                 try:
-                    self._hooks.register(
+                    proxy = self._hooks.register(
                         hook.point,
                         _Proxy(self._asking, hook),
                         name=_PROXY + hook.name,
@@ -350,6 +349,7 @@ class Fleet:
                     )
                 except SpellError as error:  # it must not keep those behind it from being asked
                     logger.warning("hook %s of the fleet is not asked for: %s", hook.name, error)
+                self._proxies[place] = hook, proxy
 
     # --- one of several
 

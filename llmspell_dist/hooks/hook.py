@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol, runtime_checkable
 from llmspell_dist.errors import InvalidArgumentError
 from llmspell_dist.hooks.breaker import SLOW_S, BreakerConfig, BreakerState, CircuitBreaker
 from llmspell_dist.hooks.context import HookContext
-from llmspell_dist.hooks.metrics import Durations, Ring, Timing
+from llmspell_dist.hooks.metrics import DurationWindow, Ring, Timing
 
 __all__ = [
     "Hook",
@@ -164,7 +164,7 @@ class RegisteredHook:
         self.retention_priority = _checked_priority(retention_priority, "retention_priority")
         self.breaker = _breaker_of(breaker, self.timeout)
         self.enabled = True
-        self.durations = Durations()
+        self.durations = DurationWindow()
         self.failures = self.timeouts = self.skipped = self.cancelled = 0
         self.threaded = timeout is not None and not iscoroutinefunction(self.call)
         """A plain function with a time limit: only in a thread can it be left alone at its end."""

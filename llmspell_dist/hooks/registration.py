@@ -110,7 +110,7 @@ class Registration:
                     done.append(self.register(*_pair_of(one)))
         except BaseException:
             for hook in done:
-                self._registry.remove(hook.name, hook.point)
+                self._registry.discard(hook)
             raise
         return done
 
@@ -120,6 +120,10 @@ class Registration:
         `HookNotFoundError` if there is none; as of `enable` and `disable`.
         """
         return self._registry.remove(name, point)
+
+    def discard(self, hook: RegisteredHook) -> bool:
+        """Take just this hook away, not another one of its name; return whether it was there."""
+        return self._registry.discard(hook)
 
     @contextmanager
     def replacing(self, name: str, point: HookPoint | str) -> Iterator[None]:

@@ -12,7 +12,7 @@ from llmspell_dist.hooks.effects import GOING_ON, STATE_POINTS, allowed_at
 from llmspell_dist.hooks.errors import DuplicateHookError, HookNotFoundError
 from llmspell_dist.hooks.hook import HookStats, OnFailure, RegisteredHook
 from llmspell_dist.hooks.metrics import Ring
-from llmspell_dist.hooks.points import HookPoint, point_of
+from llmspell_dist.hooks.points import HookPoint, is_before, point_of
 
 __all__ = ["Chain", "HookCounts", "Registry"]
 
@@ -166,9 +166,24 @@ class Registry:
         with self._lock:
             found = self._named(name, point)
             for hook in found:
-                self._hooks[hook.point].remove(hook)
+                self._take_away(hook)
             self._changed()
         return len(found)
+
+    def discard(self, hook: RegisteredHook) -> bool:
+        """Take just this hook away, if it is here; whether it was."""
+        with self._lock:
+            there = any(one is hook for one in self._hooks.get(hook.point, ()))
+            if there:
+                self._take_away(hook)
+                self._changed()
+        return there
+
+    def _take_away(self, hook: RegisteredHook) -> None:
+        there = self._hooks[hook.point]
+        there.remove(hook)
+        if not there:
+            del self._hooks[hook.point]
 
     def clear(self, point: object = None) -> int:
         """Take all hooks away, of one point or of all; how many that were.
@@ -316,9 +331,7 @@ def _is_point(name: object) -> bool:
 
 def _may_queue(point: str) -> bool:
     """Whether nobody waits for what hooks at a point say."""
-    if isinstance(point, HookPoint):
-        return not point.startswith("Before") and point not in (
-            HookPoint.STATE_CONFLICT,
-            HookPoint.TOOL_VALIDATION,
-        )
-    return ":before_" not in point
+    return not is_before(point) and point not in (
+        HookPoint.STATE_CONFLICT,
+        HookPoint.TOOL_VALIDATION,
+    )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from datetime import timedelta
 from functools import wraps
 from time import monotonic
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
+from llmspell_dist.closing import AsyncOpening
 from llmspell_dist.errors import SpellError
 from llmspell_dist.fork import keep_forever, on_fork
 from llmspell_dist.leases.group import LeaseGroup, in_order
@@ -399,29 +399,18 @@ class Leases(LeaseShell):
         await self._wakes.close()
 
 
-class _Acquiring(Generic[L]):
+class _Acquiring(AsyncOpening[L]):
     """What `acquire` returns: held by ``async with``, or by ``await`` and released by hand."""
 
-    __slots__ = ("_arguments", "_held", "_take")
+    __slots__ = ("_arguments", "_take")
+
+    call = "acquire()"
+    blocking = "spell.leases of llmspell_dist.blocking.connect()"
 
     def __init__(self, take: Callable[..., Coroutine[Any, Any, L]], *arguments: Any) -> None:
         self._take: Callable[..., Coroutine[Any, Any, L]] = take
         self._arguments = arguments
-        self._held: L | None = None
 
-    def __await__(self) -> Generator[Any, None, L]:
-        held: Generator[Any, None, L] = self._take(*self._arguments).__await__()
-        return held
-
-    async def __aenter__(self) -> L:
-        self._held = await self._take(*self._arguments)
-        return self._held
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        assert self._held is not None  # noqa: S101 - entered before
-        await self._held.__aexit__(kind, error, traceback)
+    async def open(self) -> L:
+        """Wait for the lease."""
+        return await self._take(*self._arguments)

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import Any, Final, cast
 
 import hiredis
 from hiredis import ProtocolError, PushNotification
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 __all__ = [
     "NOTHING",
     "ErrorReply",
     "ProtocolError",
     "PushNotification",
-    "bulk_string",
     "make_reader",
     "pack",
-    "pack_many",
 ]
 
 Argument = str | bytes | int | float
@@ -55,13 +50,3 @@ def make_reader() -> hiredis.Reader:
 def pack(*arguments: Argument) -> bytes:
     """Return one request."""
     return cast("bytes", hiredis.pack_command(cast("Any", arguments)))
-
-
-def pack_many(requests: Iterable[tuple[Argument, ...]]) -> bytes:
-    """Return several requests as one piece of the stream."""
-    return b"".join([pack(*request) for request in requests])
-
-
-def bulk_string(data: bytes) -> bytes:
-    """Return one argument of a request, for callers that keep the rest of it ready."""
-    return b"$%d\r\n%b\r\n" % (len(data), data)

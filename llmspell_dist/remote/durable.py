@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from llmspell_dist.backoff import Backoff
 from llmspell_dist.errors import ClosedError, InvalidArgumentError, SpellError
-from llmspell_dist.events.consumer import Consumer
+from llmspell_dist.events.acking import AckSender
+from llmspell_dist.events.consumer import Consumer, said_of
 from llmspell_dist.events.steps import Definition, check_overflow
 from llmspell_dist.fork import keep_forever
 from llmspell_dist.remote.event_documents import event_of
@@ -70,8 +71,7 @@ class RemoteDurableSubscription(Consumer[_Held]):
         self._transport = transport
         self._meant = {"pattern": pattern.text, "capacity": capacity, "overflow": overflow}
         self._left = ended
-        self._acks: list[str] = []
-        self._acking: asyncio.Task[SpellError | None] | None = None
+        self._acks = AckSender(self._acknowledge, most=_RECEIPTS, who=self)
         self._tasks: list[asyncio.Task[None]] = []
         self._room = asyncio.Event()
         self._closing = False
@@ -95,7 +95,7 @@ class RemoteDurableSubscription(Consumer[_Held]):
             held = await self._next()
             if held.event.ttl is not None and held.event.is_expired():
                 self._stats.expired += 1
-                self._acknowledge(held.receipt)
+                self._acks.add(held.receipt)
                 continue
             self._out[id(held.event)] = held
             self._stats.delivered += 1
@@ -119,39 +119,11 @@ class RemoteDurableSubscription(Consumer[_Held]):
         held = self._held(event)
         del self._out[id(event)]
         self._stats.acknowledged += 1
-        self._acknowledge(held.receipt)
+        self._acks.add(held.receipt)
         self._settled()
 
-    def _acknowledge(self, receipt: str) -> None:
-        self._acks.append(receipt)
-        self._sending()
-
-    def _sending(self) -> asyncio.Task[SpellError | None]:
-        if self._acking is None:
-            self._acking = asyncio.get_running_loop().create_task(self._send_acks())
-        return self._acking
-
-    async def _send_acks(self) -> SpellError | None:
-        """Send all that there are; what is refused is sent again with the next, or by `flush`."""
-        backoff = Backoff(first_s=0.05, max_s=2.0)
-        try:
-            await asyncio.sleep(0)  # for the others of this turn
-            while self._acks:
-                receipts = self._acks[:_RECEIPTS]
-                try:
-                    await self._ask("ack", receipts=receipts)
-                except SpellError as error:
-                    if not error.retryable or self._closing:
-                        raise
-                    await asyncio.sleep(backoff.next_s())
-                else:
-                    del self._acks[: len(receipts)]
-        except SpellError as error:
-            logger.warning("%r: acknowledgements were not taken: %s", self, error)
-            return error
-        finally:
-            self._acking = None
-        return None
+    async def _acknowledge(self, receipts: list[str]) -> None:
+        await self._ask("ack", receipts=receipts)
 
     async def nack(
         self, event: Event, error: BaseException | str | None = None, *, delay: float | None = None
@@ -164,12 +136,11 @@ class RemoteDurableSubscription(Consumer[_Held]):
         held = self._held(event)
         del self._out[id(event)]
         self._stats.failed += 1
-        said = f"{type(error).__name__}: {error}" if isinstance(error, BaseException) else error
         dead = held.deliveries >= self.terms.max_deliveries
         answer = await self._ask(
             "nack",
             receipts=[held.receipt],
-            error=(said or "")[:2000],
+            error=said_of(error)[:2000],
             delay=delay,
             retry_delay=float(self.terms.retry_delay),
             max_deliveries=self.terms.max_deliveries,
@@ -185,10 +156,7 @@ class RemoteDurableSubscription(Consumer[_Held]):
 
     async def flush(self) -> None:
         """Wait until the server has every acknowledgement; raises why it does not take them."""
-        while self._acks or self._acking is not None:
-            error = await asyncio.shield(self._sending())
-            if error is not None:
-                raise error
+        await self._acks.flush()
 
     # --- beginning and end
 
@@ -215,8 +183,8 @@ class RemoteDurableSubscription(Consumer[_Held]):
             try:
                 await self._fetch(room)
                 backoff.reset()
-            except SpellError as error:
-                if not error.retryable:
+            except Exception as error:  # noqa: BLE001 - whoever iterates is told, not left waiting
+                if not (isinstance(error, SpellError) and error.retryable):
                     self._finish(error)
                     return
                 logger.debug("%r: goes on when the sidecar does: %s", self, error)
@@ -245,30 +213,36 @@ class RemoteDurableSubscription(Consumer[_Held]):
         """Say that what was taken is worked on still."""
         while True:
             await asyncio.sleep(self.terms.claim_idle / 3)
-            receipts = [held.receipt for held in (*self._buffer, *self._out.values())]
-            for start in range(0, len(receipts), _RECEIPTS):
-                try:
-                    answer = await self._ask("renew", receipts=receipts[start : start + _RECEIPTS])
-                except SpellError as error:
-                    logger.debug("%r: not renewed: %s", self, error)
-                    break
-                lost = set(answer["lost"])
-                self._stats.taken_over += len(lost)
-                self._buffer = deque(one for one in self._buffer if one.receipt not in lost)
+            try:
+                await self._renew()
+            except Exception as error:  # noqa: BLE001 - what is no longer kept would go to others
+                if not (isinstance(error, SpellError) and error.retryable):
+                    self._finish(error)
+                    return
+                logger.debug("%r: not renewed: %s", self, error)
+
+    async def _renew(self) -> None:
+        receipts = [held.receipt for held in (*self._buffer, *self._out.values())]
+        for start in range(0, len(receipts), _RECEIPTS):
+            answer = await self._ask("renew", receipts=receipts[start : start + _RECEIPTS])
+            lost = set(answer["lost"])
+            self._stats.taken_over += len(lost)
+            self._buffer = deque(one for one in self._buffer if one.receipt not in lost)
 
     def disown(self) -> None:
         """In a forked child: it is the parent's, with all that it took."""
-        keep_forever(self._tasks, self._waiters, self._acking, self._room)
+        keep_forever(self._tasks, self._waiters, self._room)
+        self._acks.disown()
         self._closing = True
-        self._tasks, self._waiters, self._acking = [], deque(), None
-        self._buffer, self._out, self._acks = deque(), {}, []
+        self._tasks, self._waiters = [], deque()
+        self._buffer, self._out = deque(), {}
         self._end = ClosedError("the subscription belongs to the parent process")
 
     async def close(self) -> None:
         """Send the acknowledgements, give back what was not handled, leave; twice is allowed."""
         if self._closing or not self._begun:
             return
-        self._closing = True
+        self._closing = self._acks.closing = True
         self._finish(None)
         fetching, tending = self._tasks
         tending.cancel()

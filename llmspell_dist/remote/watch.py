@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, cast
 from urllib.parse import quote
 from weakref import WeakSet
 
-from llmspell_dist.errors import ClosedError, InvalidArgumentError, SpellError
+from llmspell_dist.errors import ClosedError, InvalidArgumentError
 from llmspell_dist.fork import keep_forever, on_fork
 from llmspell_dist.jsonable import from_json
 from llmspell_dist.remote.documents import change_of
@@ -78,7 +78,7 @@ class _Ahead:
 
     def __init__(self) -> None:
         self.events: deque[StreamEvent] = deque()
-        self.error: SpellError | None = None
+        self.error: Exception | None = None
         self.begun = asyncio.Event()
         self.came = asyncio.Event()
         self.room = asyncio.Event()
@@ -93,7 +93,7 @@ class _Ahead:
                 self.events.append(event)
                 self.begun.set()
                 self.came.set()
-        except SpellError as error:
+        except Exception as error:  # noqa: BLE001 - whoever iterates is told, not left waiting
             self.error = error
         finally:
             self.begun.set()
@@ -127,7 +127,7 @@ class RemoteWatch:
         self._ahead = _Ahead()
         self._filling: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._end: SpellError | str | None = None
+        self._end: Exception | str | None = None
         self._busy = False
 
     def __repr__(self) -> str:
@@ -166,7 +166,7 @@ class RemoteWatch:
 
     async def start(self) -> None:
         """Begin, and learn where the scope is if the watch begins now."""
-        if isinstance(self._end, SpellError):
+        if isinstance(self._end, Exception):
             raise self._end
         if self._end is not None:
             raise ClosedError("the watch is closed")
@@ -188,7 +188,7 @@ class RemoteWatch:
         """End the watch; who waits for its next change gets StopAsyncIteration."""
         await self.end("closed")
 
-    async def end(self, why: SpellError | str) -> None:
+    async def end(self, why: Exception | str) -> None:
         """End it with what who waits for the next change is told."""
         if self._end is None:
             self._end = why
@@ -230,7 +230,7 @@ class RemoteWatch:
         ahead = self._ahead
         while True:
             if self._end is not None:
-                if isinstance(self._end, SpellError):
+                if isinstance(self._end, Exception):
                     raise self._end
                 raise StopAsyncIteration
             if self._filling is None:

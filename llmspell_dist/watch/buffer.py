@@ -64,8 +64,12 @@ class Buffer:
         self._size += size
         self.tail = entry.revision
 
-    def hear(self, told: Told) -> None:
-        """Add what was just published, if it follows what is here; else note that it is missing."""
+    def hear(self, told: Told) -> bool:
+        """Add what was just published, if it follows what is here; else note that it is missing.
+
+        Returns whether it goes on from here: False if the scope was as far, or further, already.
+        """
+        tail = self.tail
         if not self.behind:
             share = told.size // len(told.entries) if told.entries else 0
             for entry in told.entries:
@@ -76,6 +80,7 @@ class Buffer:
                     break
                 self._add(entry, share)
         self.note(told.revision)
+        return tail is None or told.revision > tail
 
     def note(self, revision: Revision) -> None:
         """Take note that the scope is at a revision."""
@@ -83,6 +88,13 @@ class Buffer:
             self._heard = revision
         if self.tail is None or revision > self.tail:
             self.behind = True
+
+    def has(self, entry: LogEntry) -> bool:
+        """Whether that very commit is here, and not taken yet."""
+        return any(
+            one.revision == entry.revision and one.operation == entry.operation
+            for one in reversed(self._entries)
+        )
 
     @property
     def full(self) -> bool:

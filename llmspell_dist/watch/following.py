@@ -321,11 +321,25 @@ class Follower:
         if not self._started:
             self._buffer.note(told.revision)
             return
-        self._buffer.hear(told)
+        if not self._buffer.hear(told) and not self._is_late(told):
+            # A history that began anew, at revisions that were there before: the log says so.
+            self._buffer.behind = True
         if self._buffer.full:
             self._unbroken, self._unbroken_at = False, float("-inf")
             self._buffer.overflow(self._after_changes())
         self._wake()
+
+    def _is_late(self, told: Told) -> bool:
+        """Whether the log told all of a message before the message came."""
+        return bool(told.entries) and all(map(self._was_read, told.entries))
+
+    def _was_read(self, entry: LogEntry) -> bool:
+        last = self._changes[-1] if self._changes else None
+        return (
+            self._buffer.has(entry)
+            or (entry.revision, entry.operation) in self._recent
+            or (isinstance(last, _Frame) and last.entry.operation == entry.operation)
+        )
 
     def _after_changes(self) -> Revision | None:
         """Return the revision up to which the consumer has everything, or is about to."""

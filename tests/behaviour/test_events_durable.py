@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from llmspell_dist.events import (
     SubscriptionExistsError,
     SubscriptionNotFoundError,
 )
+from llmspell_dist.events.looking import SubscriptionInfo, _subscriptions
 from llmspell_dist.events.wire import unpack_event
 from llmspell_dist.patterns import Pattern
 from llmspell_dist.redis.commands import ScriptCall
@@ -489,6 +491,66 @@ async def test_removing_ends_consumers_and_leaves_nothing(
     await spell.events.publish("a")
     left = event_store.raw("KEYS", f"{event_store.space.namespace}*")
     assert all(b":evring:" in key or key.endswith(b":ctl") for key in left)
+
+
+async def test_a_lost_queue_is_listed_with_the_others(
+    spell: Spell, event_store: EventStore
+) -> None:
+    """It is empty; the others are told of, and what is published from then on is seen in it."""
+    for name in ("q1", "q2"):
+        await registered(spell, name)
+    await numbers(spell, 2)
+    event_store.raw("DEL", event_store.space.event_queue("0", "q1"))
+    infos = await spell.events.subscriptions()
+    assert [(info.name, info.lag, info.pending) for info in infos] == [("q1", 0, 0), ("q2", 2, 0)]
+    await numbers(spell, 1)
+    assert [info.lag for info in await spell.events.subscriptions()] == [1, 3]
+
+
+async def looked_at(
+    spell: Spell, between: Callable[[], Awaitable[Any]]
+) -> tuple[list[SubscriptionInfo], int]:
+    """List the subscriptions, with something happening behind each question; and count those."""
+    steps, asked = _subscriptions(spell.events._steps), 0
+    reply: Any = None
+    while True:
+        try:
+            request: Any = steps.send(reply)
+        except StopIteration as done:
+            return done.value, asked
+        if isinstance(request, list):
+            reply = [await spell._driver.execute(call) for call in request]
+        else:
+            reply = await spell._driver.execute(request)
+        asked += 1
+        await between()
+
+
+@pytest.mark.library_only("it looks at what is asked")
+async def test_a_subscription_that_is_removed_meanwhile_breaks_no_list(spell: Spell) -> None:
+    """Each is told of as it stood when it was looked at."""
+    for name in ("q1", "q2"):
+        await registered(spell, name)
+    infos, _ = await looked_at(spell, lambda: spell.events.remove("q1"))
+    assert [info.name for info in infos][-1] == "q2"
+    assert [info.name for info in await spell.events.subscriptions()] == ["q2"]
+
+
+@pytest.mark.library_only("it looks at what is asked")
+async def test_many_subscriptions_are_listed_a_page_at_a_time(
+    spell: Spell, event_store: EventStore
+) -> None:
+    """Each once, and not a question for each."""
+    names = sorted(f"q{number}" for number in range(1200))
+    registry = event_store.space.events("0")
+    for name in names:
+        event_store.raw("HSET", registry, name, "1 10 block a")
+        event_store.raw(
+            "XGROUP", "CREATE", event_store.space.event_queue("0", name), "q", "0", "MKSTREAM"
+        )
+    infos, asked = await looked_at(spell, lambda: asyncio.sleep(0))
+    assert [info.name for info in infos] == names
+    assert asked < 10
 
 
 async def test_names_are_encoded(spell: Spell, event_store: EventStore) -> None:

@@ -33,6 +33,7 @@ from llmspell_dist import (
 )
 from llmspell_dist.watch import buffer as buffers
 from llmspell_dist.watch import tail
+from llmspell_dist.watch.bell import Told
 
 pytestmark = [pytest.mark.integration, pytest.mark.both_surfaces]
 
@@ -709,6 +710,64 @@ async def test_a_flushed_server_is_a_divergence(
         other.resumed()
         with pytest.raises(HistoryDivergedError):
             await take(other, 1)
+
+
+@pytest.mark.parametrize("since_then", ["at the same revision", "at an earlier one"])
+@pytest.mark.library_only("it says by itself that a connection is back")
+async def test_a_lost_history_that_begins_again_is_a_divergence_wherever_it_is(
+    state: StateManager, raw: Raw, store: Store, since_then: str
+) -> None:
+    """In the same millisecond, or by a clock that was set back, revisions come a second time."""
+    store.intact = False
+    await state.set(ALICE, "other", 0)  # so that there is a log
+    log = store.space.log("0")
+
+    def set_clock_of_log(ms: int) -> None:
+        raw("XDEL", log, raw("XADD", log, f"{ms}-0", "a", "b"))
+
+    future = int(time.time() * 1000) + 3_600_000
+    set_clock_of_log(future)
+    async with state.watch(ALICE) as watch:
+        first = await state.set(ALICE, "k", 1)
+        (change,) = await take(watch, 1)
+        assert (first.ms, change.revision) == (future, first)
+        for key in store.all_keys():
+            raw("DEL", key)
+        if since_then == "at the same revision":
+            set_clock_of_log(future)
+        second = await state.set(ALICE, "k", 2)
+        assert second <= first
+        with pytest.raises(HistoryDivergedError):
+            await take(watch, 1)
+
+
+@pytest.mark.library_only("messages reach its own process")
+async def test_a_message_that_comes_after_its_change_was_read_is_passed_over(
+    state: StateManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is known what was read, so the log is not asked again, and nothing comes twice."""
+    heard: list[Told] = []
+    tell = Watch.told
+
+    def listen(watch: Watch, told: Told) -> None:
+        heard.append(told)
+        tell(watch, told)
+
+    monkeypatch.setattr(Watch, "told", listen)
+    async with state.watch(ALICE) as watch:
+        await state.set(ALICE, "k", 1)
+        await state.set(ALICE, "k", 2)
+        await until(lambda: len(heard) == 2)
+        late = tuple(heard)
+        for message in late:  # what was heard is not taken yet
+            watch.told(message)
+        await take(watch, 2)
+        for message in late:
+            watch.told(message)
+        assert not watch._buffer.behind
+        assert await nothing_more(watch)
+        await state.set(ALICE, "k", 3)
+        assert (await take(watch, 1))[0].value == 3
 
 
 @pytest.mark.parametrize("since_then", [None, ALICE, BOB])

@@ -106,6 +106,7 @@ def test_a_token_is_shown_from_a_file_or_the_environment(
     refused = run("--url", url, "set", ALICE, "k", "1")
     assert refused.code == 4
     assert "UNAUTHENTICATED" in refused.err
+    assert "--token-file" in refused.err
     assert run("--url", url, "--token-file", str(file), "set", ALICE, "k", "1").code == 0
     monkeypatch.setenv("LLMSPELL_TOKEN", token)
     assert run("--url", url, "get", ALICE, "k").out == "1\n"

@@ -372,6 +372,7 @@ def test_a_server_that_is_down_is_exit_code_4(run: Here) -> None:
         error = json.loads(said.err)["error"]
         assert error["code"] == "STORE_UNAVAILABLE"
         assert error["server"] == "127.0.0.1:1"
+        assert "server start" in error["hint"]
 
 
 @pytest.mark.parametrize(

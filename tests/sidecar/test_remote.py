@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from fix_events import EventStore, Refusing, refuse_calls
+from fix_events import EventStore, Refusing, everything_of, refuse_calls, soon
 from fix_remote import Grants, Relay
 from fix_servers import Server
 from fix_sidecar import Sidecar, StartSidecar, running_sidecar
@@ -350,6 +350,28 @@ async def test_whoever_flushes_is_told_of_acknowledgements_that_were_refused(
             await sub.ack(second)
         assert "acknowledgements were not taken" in caplog.text
         assert event_store.queue("q") == 1
+
+
+@pytest.mark.parametrize("what", ["fetch", "renew"])
+async def test_a_consumer_whose_answers_make_no_sense_ends_with_an_error(
+    sidecar: Sidecar, what: str
+) -> None:
+    """Whoever iterates is told, and is not left waiting."""
+    async with (
+        connect(sidecar.url) as spell,
+        spell.events.subscribe("a", durable="q", claim_idle=0.05) as sub,
+    ):
+        await spell.events.publish("a")
+        await anext(sub)
+        ask = sub._ask  # type: ignore[attr-defined]
+
+        async def answered(asked: str, *given: Any, **more: Any) -> Any:
+            return {} if asked == what else await ask(asked, *given, **more)
+
+        sub._ask = answered  # type: ignore[attr-defined]
+        await spell.events.publish("a")
+        with pytest.raises(KeyError):
+            await soon(everything_of(sub))
 
 
 @pytest.mark.parametrize(("refused", "stored"), [(range(2, 3), 256), (range(3, 1000), 500)])

@@ -162,7 +162,6 @@ def test_only_what_ends_within_a_settled_stage_counts_but_every_failure_does() -
 
     recorder = Recorder(parse_stages("10x6,20x6"))
     recorder.begin(now=1000.0)
-    recorder.wanted = 100.0
     for now in (1001.0, 1003.0, 1007.0, 1009.0, 1011.0, 1013.0):
         recorder.add("get", _histogram(1.0), {"Boom": 1}, now=now)
     assert [window.steps.count for window in recorder.windows] == [1, 2]
@@ -185,6 +184,21 @@ def test_what_waits_for_others_is_no_part_of_what_was_offered() -> None:
     assert len(window.names) == 4
 
 
+def test_a_stage_in_which_everything_stalls_was_offered_what_its_users_wanted() -> None:
+    """Nothing ends there; users of the next stage come a little before it."""
+    from loadtests.recorder import Recorder
+    from loadtests.stages import parse_stages
+
+    recorder = Recorder(parse_stages("10x6,20x6,20x6"))
+    recorder.begin(now=0.0)
+    for came in (0.1, 0.2, 5.9, 6.1):
+        recorder.wants(50.0, now=came)
+    recorder.add("get", _histogram(*[1.0] * 500), now=3.0)
+    recorder.end(now=18.0)
+    assert [window.offered for window in recorder.windows] == [100.0, 200.0, 200.0]
+    assert [window.kept_up for window in recorder.windows] == [True, False, False]
+
+
 def test_a_ramp_is_over_once_two_stages_in_a_row_fell_behind() -> None:
     """One bad stage may be a disturbance; two are the end."""
     from loadtests.recorder import Recorder
@@ -192,10 +206,9 @@ def test_a_ramp_is_over_once_two_stages_in_a_row_fell_behind() -> None:
 
     recorder = Recorder(parse_stages("10x6,20x6,30x6,40x6"))
     recorder.begin(now=0.0)
-    for number, done in enumerate((100, 10, 100, 10, 10)):
-        if number < 4:
-            recorder.windows[number].offered = 100 / 4
-            recorder.windows[number].steps = _histogram(*[1.0] * done)
+    recorder.wants(100 / 4, now=0.5)
+    for window, done in zip(recorder.windows, (100, 10, 100, 10), strict=True):
+        window.steps = _histogram(*[1.0] * done)
     told = [recorder.overloaded(now=now) for now in (0.0, 6.0, 12.0, 18.0)]
     assert told == [False] * 4
     recorder.windows[2].steps = _histogram(1.0)
@@ -333,6 +346,11 @@ def test_a_load_without_fault_passes() -> None:
         ("ramp", {"windows": "slow"}, "p95 up to 70% of the knee"),
         ("ramp", {"windows": "slow"}, "p99 up to 70% of the knee"),
         ("hold", {"windows": "never"}, "does 90% of what is offered"),
+        ("hold", {"windows": "none"}, "does 90% of what is offered"),
+        ("hold", {"windows": "stalled"}, "does 90% of what is offered"),
+        ("hold", {"windows": "stalled"}, "p95 up to 70% of the knee"),
+        ("ramp", {"windows": "none"}, "keeps up at first"),
+        ("ramp", {"windows": "stalled"}, "p99 up to 70% of the knee"),
         ("hold", {"windows": "slow"}, "p95 up to 70% of the knee"),
         ("hold", {"steady": "grown"}, "memory stays"),
         ("hold", {"steady": {}}, "memory stays"),
@@ -425,6 +443,10 @@ def _window(offered: int, achieved: int, ms: float = 1.0, *, silent: bool = Fals
 def _windows(kind: str) -> list[Window]:
     if kind == "never":
         return [_window(100, 50), _window(200, 60)]
+    if kind == "none":
+        return []
+    if kind == "stalled":
+        return [_window(100, 100), _window(200, 0), _window(400, 400), _window(600, 0)]
     if kind == "slow":
         return [_window(100, 100), _window(200, 200, ms=90.0), _window(400, 400)]
     silent = kind == "silent"

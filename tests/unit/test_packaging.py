@@ -67,6 +67,13 @@ def test_the_console_script_points_at_a_function(project):
     assert callable(getattr(importlib.import_module(module), function))
 
 
+def test_the_package_is_the_command_line_too(project):
+    """`python -m llmspell_dist`, where the script is not on PATH."""
+    command = [sys.executable, "-m", "llmspell_dist", "--version"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert said == f"llmspell-dist {project['version']}\n"
+
+
 def test_every_extra_that_an_extra_names_exists(project):
     """Combined extras name only extras that there are."""
     extras = project["optional-dependencies"]

@@ -10,10 +10,8 @@ from llmspell_dist.redis.resp import (
     ErrorReply,
     ProtocolError,
     PushNotification,
-    bulk_string,
     make_reader,
     pack,
-    pack_many,
 )
 from llmspell_dist.redis.scripts import Script
 
@@ -23,17 +21,6 @@ pytestmark = pytest.mark.unit
 def test_a_request_is_an_array_of_its_arguments() -> None:
     """Text, bytes and numbers are sent as bulk strings."""
     assert pack("SET", b"\x00", 12) == b"*3\r\n$3\r\nSET\r\n$1\r\n\x00\r\n$2\r\n12\r\n"
-
-
-def test_a_ready_made_head_and_one_argument_make_the_same_request() -> None:
-    """Callers may keep all but the last argument packed."""
-    head = b"*3\r\n$4\r\nHGET\r\n" + bulk_string(b"h")
-    assert head + bulk_string(b"key") == pack("HGET", "h", "key")
-
-
-def test_requests_join_into_one_piece() -> None:
-    """Several requests are the concatenation of each."""
-    assert pack_many([("PING",), ("ECHO", "x")]) == pack("PING") + pack("ECHO", "x")
 
 
 def test_an_incomplete_reply_is_nothing_and_not_false() -> None:
