@@ -184,13 +184,17 @@ class Webhooks:
         try:
             if fleet:
                 await self._spell.hooks.fleet.remove(name, point)
-            else:
-                self._spell.hooks.unregister(name, point)
+                there = True
+            else:  # what the program put in its place stays
+                there = self._spell.hooks.discard(hook)
         except HookNotFoundError:
-            logger.info("webhook %s at %s was away already", hook.name, point)
+            there = False
         except SpellError as error:
             said = "webhook %s at %s is away, but the fleet could not be told: %s"
             logger.warning(said, hook.name, point, error)
+            return
+        if not there:
+            logger.info("webhook %s at %s was away already", hook.name, point)
 
     @asynccontextmanager
     async def _replacing(self, place: tuple[str, str]) -> AsyncIterator[None]:

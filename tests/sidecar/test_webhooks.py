@@ -248,7 +248,7 @@ async def test_a_webhook_that_the_fleet_could_not_be_told_of_is_not_said_to_be_a
     assert sidecar.services.spell.hooks.get_hooks("BeforeStateWrite") == []
 
 
-async def test_what_the_program_put_in_the_place_of_a_webhook_is_not_replaced(
+async def test_what_the_program_put_in_the_place_of_a_webhook_stays(
     sidecar: Sidecar, receiver: Receiver
 ) -> None:
     """It is not the webhook's, though it has its name."""
@@ -259,7 +259,8 @@ async def test_what_the_program_put_in_the_place_of_a_webhook_is_not_replaced(
     taken = await sidecar.ask("PUT", WEBHOOK, {"url": receiver.url})
     assert (taken.status_code, taken.json()["code"]) == (409, "DUPLICATE_HOOK")
     assert hooks.get_hooks("BeforeStateWrite") == [own]
-    hooks.unregister("guard")
+    assert (await sidecar.ask("DELETE", WEBHOOK)).status_code == 204
+    assert hooks.get_hooks("BeforeStateWrite") == [own]
 
 
 @pytest.mark.parametrize(
