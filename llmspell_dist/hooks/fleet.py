@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from inspect import iscoroutinefunction
 from math import inf
 from typing import TYPE_CHECKING, Any, Final
@@ -262,34 +263,48 @@ class Fleet:
         """Take a hook of this process away; `HookNotFoundError` if it has none of that name."""
         place = (name, str(point_of(point)))
         async with self._lock:
-            if place not in self._own:
-                raise HookNotFoundError(*place)
-            self._forget_own(place)
-            consumer = self._consumers.pop(place, None)
-            if consumer is not None:
-                consumer.cancel()
-                await asyncio.gather(consumer, return_exceptions=True)
+            await self._take_away(place)
             await self._members.say()
 
-    def _way_back(self, name: str, point: str) -> Callable[[], None]:
-        """Return what has this process have a hook again that it has now, after `remove`.
+    @asynccontextmanager
+    async def replacing(self, name: str, point: HookPoint | str) -> AsyncIterator[None]:
+        """Have a hook of this process away while another one of its name is put in its place.
 
-        It needs no server: the others hear of it once that answers.
+        If the block raises, the hook is there again, also if no server answers: the others hear of
+        it once that does. `HookNotFoundError` if this process has none of that name.
         """
         place = (name, str(point_of(point)))
-        own, meant = self._own.get(place), self._members.hooks.get(place)
-
-        def back() -> None:
-            if own is None or meant is None or place in self._own or not self.joined:
-                return
-            self._own[place], self._members.hooks[place] = own, meant
-            if meant.matches(self._members.labels):
-                self._hooks.add(own)
-            if meant.run is FleetRun.ONE:
-                self._consume(meant, None)
+        own, meant = None, None
+        try:
+            async with self._lock:
+                own, meant = self._own.get(place), self._members.hooks.get(place)
+                await self._take_away(place)
+            yield
+        except BaseException:
+            if own is not None and meant is not None:
+                self._put_back(place, own, meant)
+            raise
+        if place not in self._own:
             self._members.say_soon()
 
-        return back
+    async def _take_away(self, place: tuple[str, str]) -> None:
+        if place not in self._own:
+            raise HookNotFoundError(*place)
+        self._forget_own(place)
+        consumer = self._consumers.pop(place, None)
+        if consumer is not None:
+            consumer.cancel()
+            await asyncio.gather(consumer, return_exceptions=True)
+
+    def _put_back(self, place: tuple[str, str], own: RegisteredHook, meant: FleetHook) -> None:
+        if place in self._own or not self.joined:
+            return
+        self._own[place], self._members.hooks[place] = own, meant
+        if meant.matches(self._members.labels):
+            self._hooks.add(own)
+        if meant.run is FleetRun.ONE:
+            self._consume(meant, None)
+        self._members.say_soon()
 
     def _place_own(self) -> None:
         """Have this process's own hooks run here where its labels say so, and only there."""

@@ -190,8 +190,8 @@ class RegisteredHook:
         """Whether an operation must not go on without it."""
         return self.on_failure is not OnFailure.IGNORE
 
-    def stats(self, rings: Iterable[tuple[Ring, int]] = ()) -> HookStats:
-        """Return how it has done so far, with what stands in rings."""
+    def stats(self, rings: Iterable[tuple[Ring, int]]) -> HookStats:
+        """Return how it has done so far, with what stands in rings: `Hooks.stats` knows them."""
         own = getattr(self.hook, "stats", None)
         return HookStats(
             self.name,

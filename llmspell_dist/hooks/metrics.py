@@ -48,6 +48,11 @@ class DurationWindow:
         self._window: deque[tuple[float, float]] = deque(maxlen=WINDOW_SAMPLES)
         self._count = 0
 
+    @property
+    def count(self) -> int:
+        """How many calls that were."""
+        return self._count
+
     def take(self, ended: float, took: float) -> None:
         """Take one call: when it ended, and how long it took."""
         with self._lock:
