@@ -17,7 +17,8 @@ __all__ = ["MAX_CONTAINERS", "MAX_ELEMENTS", "weigh_json", "weigh_messagepack"]
 
 MAX_CONTAINERS: Final = 200_000
 MAX_ELEMENTS: Final = 1_000_000
-_STRINGS: Final = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_STRINGS: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
+"""Also one that does not end: else it is looked for again from each quote within it."""
 _NO_HEADERS: Final = bytes(set(range(256)) - set(range(0x80, 0xA0)) - set(range(0xDC, 0xE0)))
 _WIDTHS: Final = {
     0xC0: (0, 0),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from contextlib import suppress
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
@@ -193,3 +195,14 @@ def test_lists_and_dicts_are_counted_as_they_are(value: Any) -> None:
                 weighing.weigh_messagepack(packed)
             with pytest.raises(LimitError):  # tags of JSON are objects too
                 weighing.weigh_json(text)
+
+
+@pytest.mark.parametrize(
+    "text", [b'["' + b'\\"' * 500_000, b'["' + b"\\" * 1_000_001, b'"a' * 500_001]
+)
+def test_json_of_quotes_without_end_is_weighed_in_linear_time(text: bytes) -> None:
+    """A megabyte must not hold up the event loop; it took hours where it grew by the square."""
+    started = time.process_time()
+    with suppress(LimitError):
+        weighing.weigh_json(text + b"[" * (weighing.MAX_CONTAINERS + 1))
+    assert time.process_time() - started < 2  # some 50 ms
