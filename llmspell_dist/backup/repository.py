@@ -22,9 +22,11 @@ from llmspell_dist.backup.container import ObjectKind, plain_digest, seal, unsea
 from llmspell_dist.backup.errors import (
     BackupDamagedError,
     BackupError,
+    BackupFormatError,
     BackupKeyError,
     BackupNotFoundError,
     ObjectMissingError,
+    TargetPermissionError,
 )
 from llmspell_dist.backup.keys import KeyStore
 from llmspell_dist.backup.manifest import Manifest, ObjectRef
@@ -96,12 +98,14 @@ class Repository:
         keys: KeyProvider | None = None,
         older_keys: Sequence[KeyProvider] = (),
         compression: Compression | None = None,
+        plaintext: bool = False,
     ) -> None:
         self.target = target
         self.layout = Layout(namespace)
         self.namespace = namespace
         self._keys = keys
         self._older_keys = older_keys
+        self._plaintext = plaintext
         self.keystore = KeyStore(target, self.layout, keys, older=older_keys)
         self.compression = Compression.parse("zstd") if compression is None else compression
         # A processor stays free: for the loop that reads, and for those who write meanwhile.
@@ -120,7 +124,40 @@ class Repository:
             keys=self._keys,
             older_keys=self._older_keys,
             compression=self.compression,
+            plaintext=self._plaintext,
         )
+
+    def check_plaintext(self) -> None:
+        """Refuse to store without encryption where the newest backup is encrypted.
+
+        A key that was forgotten would else be noticed by whoever reads the bucket. A backup that is
+        damaged says nothing, and who may only write to the place cannot look.
+        """
+        if self.encrypts or self._plaintext:
+            return
+        try:
+            newest = self._newest()
+        except TargetPermissionError:
+            return
+        if newest is not None and newest.key:
+            self.refuse_plaintext(f"backup {newest.backup_id}")
+
+    def refuse_plaintext(self, what: str) -> None:
+        """Refuse to go on without encryption after `what`, which is encrypted."""
+        if not (self.encrypts or self._plaintext):
+            reason = (
+                f"{what} is encrypted, and no keys are given; plaintext=True stores unencrypted"
+            )
+            raise BackupKeyError("", reason, self.target.label)
+
+    def _newest(self) -> Manifest | None:
+        """Return the newest manifest; one that is damaged is passed over."""
+        for backup_id in reversed(self.backup_ids()):
+            try:
+                return self.manifest(backup_id)
+            except (BackupDamagedError, BackupFormatError, BackupNotFoundError):
+                continue
+        return None
 
     # --- objects
 

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from llmspell_dist.cli.backup_options import NICE, Keys, Nice, To, opened, until_stopped
+from llmspell_dist.cli.backup_options import (
+    NICE,
+    Keys,
+    Nice,
+    Plaintext,
+    To,
+    opened,
+    until_stopped,
+)
 from llmspell_dist.cli.exits import Exit
 from llmspell_dist.cli.output import printable
 from llmspell_dist.cli.settings import Settings, command
@@ -43,6 +51,7 @@ async def archive(
     nice: Nice = NICE,
     to: To = None,
     keys: Keys = None,
+    plaintext: Plaintext = False,
 ) -> Exit:
     """Ship the change log to the archive; without --follow or --once say what is archived.
 
@@ -51,7 +60,7 @@ async def archive(
     """
     if follow and once:
         raise wrong("--follow", "must not be given with --once")
-    async with opened(settings, to, keys, nice=nice) as store:
+    async with opened(settings, to, keys, nice=nice, plaintext=plaintext) as store:
         if not (follow or once):
             return _print_status(settings, await store.archive_status())
         shipper = store.archive()

@@ -26,6 +26,7 @@ from llmspell_dist.cli.backup_options import (
     Include,
     Keys,
     Nice,
+    Plaintext,
     Scopes,
     To,
     opened,
@@ -104,10 +105,13 @@ async def create(
     nice: Nice = NICE,
     to: To = None,
     keys: Keys = None,
+    plaintext: Plaintext = False,
 ) -> Exit:
     """Make a backup and print its id: the state as of one moment, while writers go on."""
     tags = parse_tags(tag)
-    async with opened(settings, to, keys, nice=nice, compression=compression) as store:
+    async with opened(
+        settings, to, keys, nice=nice, compression=compression, plaintext=plaintext
+    ) as store:
         with shown(settings) as progress:
             made = await store.create(
                 type=kind,

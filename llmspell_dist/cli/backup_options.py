@@ -29,6 +29,7 @@ __all__ = [
     "Include",
     "Key",
     "Keys",
+    "Plaintext",
     "Scopes",
     "Timeline",
     "To",
@@ -46,6 +47,7 @@ OLDER_VARIABLE: Final = "LLMSPELL_BACKUP_OLDER_KEYS"
 _ID: Final = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}", re.ASCII)
 _CLOCK: Final = re.compile(r"\d{1,2}:\d\d", re.ASCII)
 _LATEST: Final = "latest"
+_HAS_ITS_OWN: Final = "must not be given with the --url of a sidecar: it has its own"
 _PANEL: Final = "Options of every backup command"
 
 To = Annotated[
@@ -94,6 +96,14 @@ Key = Annotated[
 Timeline = Annotated[
     str | None,
     typer.Option("--timeline", metavar="ID", help="Which past, after a failover that lost writes."),
+]
+Plaintext = Annotated[
+    bool,
+    typer.Option(
+        "--plaintext",
+        help="Store unencrypted without --keys, also where the newest backup is encrypted.",
+        rich_help_panel=_PANEL,
+    ),
 ]
 NICE: Final = 10
 """How far what runs in the background lets others go first, unless it is told otherwise."""
@@ -167,6 +177,8 @@ async def _opened(
 ) -> AsyncIterator[Any]:
     if settings.through_sidecar:
         _refuse_place(to, keys, older_keys)
+        if more.get("plaintext"):
+            raise wrong("--plaintext", _HAS_ITS_OWN)
         async with settings.connect(patient=True) as spell, spell.backups.to(**more) as store:
             yield store
         return
@@ -208,7 +220,7 @@ def _refuse_place(to: str | None, keys: str | None, older_keys: Sequence[str] | 
     ):
         if given or (given is None and os.environ.get(variable)):
             named = option if given else variable
-            raise wrong(named, "must not be given with the --url of a sidecar: it has its own")
+            raise wrong(named, _HAS_ITS_OWN)
 
 
 def _given(option: str | None, variable: str) -> str:

@@ -12,6 +12,7 @@ from llmspell_dist.cli.backup_options import (
     Confirm,
     Key,
     Keys,
+    Plaintext,
     Scopes,
     Timeline,
     To,
@@ -115,6 +116,7 @@ async def restore(
     limit: Limit = 1000,
     to: To = None,
     keys: Keys = None,
+    plaintext: Plaintext = False,
 ) -> Exit:
     """Put scopes back as they were at a moment: what came later goes.
 
@@ -126,7 +128,7 @@ async def restore(
         raise wrong("--dry-run", "must not be given with --confirm")
     point, only = moment(at), _one_scope("--key", key, scopes)
     _one_scope("--into", into, scopes)
-    async with opened(settings, to, keys) as store:
+    async with opened(settings, to, keys, plaintext=plaintext) as store:
         if confirm:
             with shown(settings) as progress:
                 report = await store.restore(
@@ -164,17 +166,20 @@ async def rollback(
     limit: Limit = 1000,
     to: To = None,
     keys: Keys = None,
+    plaintext: Plaintext = False,
 ) -> Exit:
     """Put back what a restore has replaced, as it was at the very commit before it.
 
     Without --confirm it only says what would change, with exit code 1 if anything.
     """
-    async with opened(settings, to, keys) as store:
+    from llmspell_dist.backup.way_back import check_way_back  # noqa: PLC0415
+
+    async with opened(settings, to, keys, plaintext=plaintext) as store:
         if confirm:
             with shown(settings) as progress:
                 report = await store.rollback(backup_id, force=force, progress=progress)
             return _restored(settings, report)
-        await store.info(backup_id)
+        check_way_back((await store.info(backup_id)).manifest)
         found = await _difference(settings, store, backup_id, None, None, None, limit)
     return _dry(settings, found)
 

@@ -8,7 +8,16 @@ import typer
 
 from llmspell_dist.cli.backup_archive import complaints
 from llmspell_dist.cli.backup_keeping import span
-from llmspell_dist.cli.backup_options import NICE, Include, Keys, Nice, To, opened, until_stopped
+from llmspell_dist.cli.backup_options import (
+    NICE,
+    Include,
+    Keys,
+    Nice,
+    Plaintext,
+    To,
+    opened,
+    until_stopped,
+)
 from llmspell_dist.cli.backup_views import iso
 from llmspell_dist.cli.exits import Exit
 from llmspell_dist.cli.settings import Settings, command
@@ -63,6 +72,7 @@ async def schedule(
     nice: Nice = NICE,
     to: To = None,
     keys: Keys = None,
+    plaintext: Plaintext = False,
 ) -> Exit:
     """Make backups by a cron expression until SIGTERM or Ctrl-C.
 
@@ -79,7 +89,7 @@ async def schedule(
         retention=policy,
         include=tuple(include or ()),
     )
-    async with opened(settings, to, keys, nice=nice) as store:
+    async with opened(settings, to, keys, nice=nice, plaintext=plaintext) as store:
         one = store.on_schedule(wanted)
         if not (status or once):
             with complaints():

@@ -31,7 +31,18 @@ __all__ = [
 ]
 
 BACKUP_COLUMNS: Final = (
-    *("ID", "TYPE", "MOMENT", "SCOPES", "RECORDS", "SIZE", "PARENT", "TAGS", "MADE FOR"),
+    *(
+        "ID",
+        "TYPE",
+        "MOMENT",
+        "SCOPES",
+        "RECORDS",
+        "SIZE",
+        "PARENT",
+        "TAGS",
+        "MADE FOR",
+        "ENCRYPTED",
+    ),
 )
 DIFFERENCE_COLUMNS: Final = ("WHAT", "SCOPE", "KEY")
 
@@ -97,7 +108,12 @@ def backup_row(info: BackupInfo, *, terminal: bool) -> tuple[str, ...]:
         info.parent or "-",
         " ".join(f"{name}={value}" for name, value in info.manifest.tags.items()) or "-",
         info.manifest.reason + (", some scopes" if info.manifest.filtered else ""),
+        _yes(info.encrypted),
     )
+
+
+def _yes(flag: bool) -> str:  # noqa: FBT001 - what is said
+    return "yes" if flag else "no"
 
 
 def _cell(moment: datetime | None) -> str:
@@ -118,7 +134,7 @@ def backup_fields(info: BackupInfo) -> Iterator[tuple[str, object]]:
     reused = f", {size(stats.reused_bytes)} were there already" if stats.reused_bytes else ""
     yield "stored", f"{size(stats.stored_bytes)} of {size(stats.plain_bytes)}{reused}"
     yield "compression", manifest.compression
-    yield "encrypted", "yes" if info.encrypted else "no"
+    yield "encrypted", _yes(info.encrypted)
     yield "holds also", ", ".join(manifest.sections) or None
     yield "importance", manifest.importance
     yield "tags", ", ".join(f"{name}={text}" for name, text in manifest.tags.items()) or None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from llmspell_dist.backup.errors import BackupKeyError
+from llmspell_dist.backup.errors import BackupKeyError, RestoreRefusedError
 from llmspell_dist.errors import SpellError, StoreUnavailableError
 from llmspell_dist.security.errors import KeyProviderError, KeyProviderUnavailableError
 
@@ -39,6 +39,8 @@ def hint_of(error: SpellError) -> str | None:
     """Return what to do about an error, in few words."""
     if isinstance(error, StoreUnavailableError) and any(map(error.said.count, _NOBODY_THERE)):
         return "--url or LLMSPELL_URL says where a server is; server start starts one here"
+    if isinstance(error, RestoreRefusedError) and not error.scope:
+        return None  # no lease stands in the way
     cause = error.__cause__ if isinstance(error, BackupKeyError) else error
     if isinstance(cause, KeyProviderUnavailableError):
         return _LATER

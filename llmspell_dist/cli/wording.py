@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
+from llmspell_dist.backup.errors import BackupKeyError
 from llmspell_dist.config import NAMESPACE_VARIABLE, URL_VARIABLE
 from llmspell_dist.errors import InvalidArgumentError, SpellError
 from llmspell_dist.watch.errors import WatchTrimmedError
@@ -77,6 +78,8 @@ def described(error: SpellError, words: Sequence[str]) -> tuple[str, dict[str, A
     facts = error.facts
     if isinstance(error, WatchTrimmedError):
         return str(error).replace('watch with on_trimmed="snapshot"', "use --snapshot"), facts
+    if isinstance(error, BackupKeyError):
+        return str(error).replace("plaintext=True", "--plaintext"), facts
     if not isinstance(error, InvalidArgumentError):
         return str(error), facts
     name = _TYPED.get(error.argument)

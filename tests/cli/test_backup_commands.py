@@ -108,13 +108,50 @@ def test_selections(kept: Here) -> None:
     found = _document(kept("--json", "backup", "info", some))
     assert (found["filtered"], found["scopes"], found["records"]) == (True, 2, 2)
     everything = _create(kept)
-    assert [[row[0], row[-1]] for row in _cells(kept("backup", "list").out)] == [
+    assert [[row[0], row[8]] for row in _cells(kept("backup", "list").out)] == [
         [some, "manual, some scopes"],
         [everything, "manual"],
     ]
     refused = kept("backup", "create", "--scope", "agent:*", "--type", "incremental")
     assert refused.code == Exit.USAGE
     assert "--type cannot select" in refused.err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("create",), ("create", "--type", "incremental"), ("archive", "--once")],
+    ids=" ".join,
+)
+def test_forgotten_keys_make_no_plaintext(kept: Here, words: tuple[str, ...]) -> None:
+    """Where backups are encrypted it has to be asked for; the list tells which are."""
+    _set(kept, "agent:alice", mood="curious")
+    _create(kept, "--keep-log")
+    refused = kept("backup", *words, "--keys", "")
+    assert refused.code == Exit.DATA
+    assert "--plaintext stores unencrypted" in refused.err
+    assert "--keys or LLMSPELL_BACKUP_KEYS" in refused.err
+    _create(kept, "--keys", "", "--plaintext")
+    assert [row[9] for row in _cells(kept("backup", "list").out)] == ["yes", "no"]
+
+
+def test_a_schedule_without_the_keys_is_refused(kept: Here) -> None:
+    """At once, not when the first backup is due."""
+    _create(kept)
+    refused = kept("backup", "schedule", "--cron", "0 0 1 1 *", "--once", "--keys", "")
+    assert (refused.code, "--plaintext" in refused.err) == (Exit.DATA, True)
+
+
+def test_only_a_way_back_undoes_a_restore(kept: Here) -> None:
+    """A backup that was made otherwise is refused, with and without --confirm."""
+    _set(kept, "agent:alice", mood="curious")
+    made = _create(kept)
+    _set(kept, "agent:alice", mood="tired")
+    for more in ((), ("--confirm",)):
+        refused = kept("backup", "rollback", made, *more)
+        assert refused.code == Exit.CONFLICT
+        assert f"{made} is no way back of a restore: it was made for 'manual'" in refused.err
+        assert "--force" not in refused.err
+    assert kept("get", "agent:alice", "mood").out == '"tired"\n'
 
 
 @pytest.mark.parametrize(
