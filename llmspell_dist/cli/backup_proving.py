@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["register"]
 
-DRILL_COLUMNS: Final = ("ID", "AT", "MOMENT", "SCOPES", "RECORDS", "MISMATCHES", "UNCHECKED", "OK")
+DRILL_COLUMNS: Final = ("ID", "AT", "MOMENT", "SCOPES", "RECORDS", "MISMATCHES", "UNCHECKED", "OK", "BACKUP")
 
 
 def register(group: typer.Typer) -> None:
@@ -137,6 +137,7 @@ def _drill_document(report: DrillReport) -> dict[str, Any]:
 def _drill_fields(report: DrillReport) -> list[tuple[str, object]]:
     return [
         ("restored as of", said_moment(iso(report.moment))),
+        ("backup", report.backup),
         ("from", ", ".join(report.sources)),
         ("scopes", f"{report.scopes:,}"),
         ("records", f"{report.records:,}"),
@@ -157,4 +158,5 @@ def _drill_row(report: DrillReport) -> tuple[str, ...]:
         str(report.mismatches),
         str(report.unchecked),
         "yes" if report.ok else "no",
+        report.backup,
     )

@@ -112,7 +112,7 @@ def backup_row(info: BackupInfo, *, terminal: bool) -> tuple[str, ...]:
     )
 
 
-def _yes(flag: bool) -> str:  # noqa: FBT001 - what is said
+def _yes(flag: bool) -> str:
     return "yes" if flag else "no"
 
 
