@@ -73,6 +73,8 @@ class ScheduleStatus:
 
     schedule: BackupSchedule
     progress: Progress
+    begun: bool = True
+    """Whether any process has run it yet: until then its moments do not count."""
 
     @property
     def next(self) -> datetime | None:
@@ -118,7 +120,7 @@ class ScheduledBackups:
         """Return how far it has come, whichever process runs it."""
         now = await self._time.now()
         found = await StateManager(self._driver).get(SCOPE, self._key)
-        return ScheduleStatus(self._schedule, Progress.of(found, now))
+        return ScheduleStatus(self._schedule, Progress.of(found, now), begun=found is not None)
 
     async def once(self) -> ScheduleStatus:
         """Make a backup if one is due and no other process runs the schedule; what fails is noted.

@@ -441,6 +441,10 @@ class Shipper:
         """
         self._backstage.run(until(stop, self._there.run))
 
+    def held(self) -> dict[str, Revision]:
+        """Return from where on the log is kept for the archive, by shard; empty: it is not."""
+        return self._backstage.run(self._there.held())
+
     def forget(self) -> None:
         """End the archive: the log is no longer kept for it. What is stored stays."""
         self._backstage.run(self._there.forget())

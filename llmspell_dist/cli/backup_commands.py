@@ -31,6 +31,7 @@ from llmspell_dist.cli.backup_options import (
     To,
     opened,
     parse_tags,
+    tell,
     the_id,
 )
 from llmspell_dist.cli.backup_views import (
@@ -42,7 +43,7 @@ from llmspell_dist.cli.backup_views import (
 from llmspell_dist.cli.exits import Exit
 from llmspell_dist.cli.progress import shown
 from llmspell_dist.cli.settings import Settings, command, command_group
-from llmspell_dist.cli.wording import renamed, wrong
+from llmspell_dist.cli.wording import counted, renamed, wrong
 from llmspell_dist.errors import InvalidArgumentError
 
 __all__ = ["register"]
@@ -125,6 +126,11 @@ async def create(
                 reuse=not anew,
                 progress=progress,
             )
+    if (scopes or classes) and made.empty:
+        tell(
+            settings,
+            f"the backup is empty: nothing is there of {', '.join(scopes or classes or ())}",
+        )
     if settings.as_json:
         settings.output.document(backup_document(made))
     elif settings.output.terminal and not settings.quiet:
@@ -146,7 +152,7 @@ async def list_(
 ) -> Exit:
     """List the backups, oldest first; those that are whole, that is."""
     wanted = parse_tags(tag)
-    async with opened(settings, to, keys) as store:
+    async with opened(settings, to, keys, reads=True) as store:
         found = [
             one
             for one in await store.list()
@@ -158,9 +164,13 @@ async def list_(
         documents = [backup_document(one) for one in found]
         output.document({"target": label, "backups": documents})
         return Exit.OK
-    output.table(BACKUP_COLUMNS, (backup_row(one, terminal=output.terminal) for one in found))
     if output.terminal and not found:
-        output.say(f"there is no backup in {label}")
+        output.say(
+            f"there is no such backup in {label}"
+            if kind or wanted
+            else f"there is no backup in {label}"
+        )
+    output.table(BACKUP_COLUMNS, (backup_row(one, terminal=output.terminal) for one in found))
     return Exit.OK
 
 
@@ -273,10 +283,10 @@ async def rewrap(
 
     No data is read or written.
     """
-    async with opened(settings, to, keys, older_keys=older_keys) as store:
+    async with opened(settings, to, keys, older_keys=older_keys, reads=True) as store:
         done = await store.rewrap()
     if settings.as_json:
         settings.output.document({"rewrapped": list(done)})
     else:
-        settings.output.say(f"{len(done)} keys wrapped anew")
+        settings.output.say(f"{counted(len(done), 'key')} wrapped anew")
     return Exit.OK

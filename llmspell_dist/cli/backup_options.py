@@ -6,20 +6,25 @@ import asyncio
 import os
 import re
 import signal
+import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from llmspell_dist.cli.arguments import parse_moment
 from llmspell_dist.cli.exits import Exit
+from llmspell_dist.cli.output import printable
 from llmspell_dist.cli.priority import giving_way
 from llmspell_dist.cli.settings import Settings
 from llmspell_dist.cli.wording import wrong
 from llmspell_dist.errors import InvalidArgumentError
 from llmspell_dist.revision import Revision
+
+if TYPE_CHECKING:
+    from llmspell_dist.backup.targets import Target
 
 __all__ = [
     "KEYS_VARIABLE",
@@ -36,6 +41,7 @@ __all__ = [
     "moment",
     "opened",
     "parse_tags",
+    "tell",
     "the_id",
     "until_stopped",
 ]
@@ -133,16 +139,22 @@ async def opened(
     *,
     older_keys: Sequence[str] | None = None,
     nice: int = 0,
+    reads: bool = False,
     **more: Any,
 ) -> AsyncIterator[Any]:
     """Open the client and the place, and close both; yields the backups.
 
     Bad input is refused before the server is asked. A sidecar has its own place: nothing that
     names another is passed over, as what is restored would come from elsewhere than was meant.
+    `reads`: the command makes nothing, so a place where nothing is may be a typing error: that is
+    said, and of a folder that is not there refused.
     SIGTERM ends the block as Ctrl-C does: what it has begun is cleared up first.
     """
     with giving_way(nice):
-        async with _ended_by_sigterm(), _opened(settings, to, keys, older_keys, more) as store:
+        async with (
+            _ended_by_sigterm(),
+            _opened(settings, to, keys, older_keys, more, reads=reads) as store,
+        ):
             yield store
 
 
@@ -174,6 +186,8 @@ async def _opened(
     keys: str | None,
     older_keys: Sequence[str] | None,
     more: Mapping[str, Any],
+    *,
+    reads: bool,
 ) -> AsyncIterator[Any]:
     if settings.through_sidecar:
         _refuse_place(to, keys, older_keys)
@@ -207,9 +221,26 @@ async def _opened(
             settings.connect(patient=True) as spell,
             spell.backups.to(target, keys=wrapping, older_keys=older, **more) as store,
         ):
+            if reads:
+                await _look(settings, target, spell.namespace, given=to)
             yield store
     finally:
         await asyncio.to_thread(target.close)
+
+
+async def _look(settings: Settings, target: Target, namespace: str, *, given: str | None) -> None:
+    """Say so if there is nothing of a namespace in a place; refuse a folder that is not there."""
+    from llmspell_dist.backup.names import Layout  # noqa: PLC0415
+    from llmspell_dist.backup.targets.folder import FolderTarget  # noqa: PLC0415
+
+    def found() -> bool:
+        return next(iter(target.list(Layout(namespace).prefix)), None) is not None
+
+    if isinstance(target, FolderTarget) and not target.folder.exists():
+        rule = f"must be where backups are: there is no {target.label}; create and archive make it"
+        raise wrong(URL_VARIABLE if given is None else "--to", rule)
+    if not await asyncio.to_thread(found):
+        tell(settings, f"nothing of namespace {namespace} is in {target.label}")
 
 
 def _refuse_place(to: str | None, keys: str | None, older_keys: Sequence[str] | None) -> None:
@@ -263,6 +294,12 @@ def parse_tags(given: Sequence[str] | None) -> dict[str, str]:
             raise InvalidArgumentError("--tag", text, "must look like NAME=VALUE")
         found[name] = value
     return found
+
+
+def tell(settings: Settings, text: str) -> None:
+    """Say it on the standard error, beside the answer: a pipe gets rows only."""
+    if not (settings.quiet or settings.as_json):
+        print(printable(text), file=sys.stderr)
 
 
 @asynccontextmanager

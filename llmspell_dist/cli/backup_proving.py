@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from llmspell_dist.cli.backup_options import NICE, At, Keys, Nice, To, moment, opened, the_id
+from llmspell_dist.cli.backup_options import (
+    NICE,
+    At,
+    Keys,
+    Nice,
+    To,
+    moment,
+    opened,
+    tell,
+    the_id,
+)
 from llmspell_dist.cli.backup_views import iso, said_moment
 from llmspell_dist.cli.exits import Exit
-from llmspell_dist.cli.output import printable
 from llmspell_dist.cli.progress import shown
 from llmspell_dist.cli.settings import Settings, command
 from llmspell_dist.cli.wording import spoken
@@ -20,7 +28,17 @@ if TYPE_CHECKING:
 
 __all__ = ["register"]
 
-DRILL_COLUMNS: Final = ("ID", "AT", "MOMENT", "SCOPES", "RECORDS", "MISMATCHES", "UNCHECKED", "OK", "BACKUP")
+DRILL_COLUMNS: Final = (
+    "ID",
+    "AT",
+    "MOMENT",
+    "SCOPES",
+    "RECORDS",
+    "MISMATCHES",
+    "UNCHECKED",
+    "OK",
+    "BACKUP",
+)
 
 
 def register(group: typer.Typer) -> None:
@@ -68,13 +86,8 @@ async def verify(
         output.document(report.as_data() | {"target": label})
     else:
         output.table((), [(one.about, one.name or "-", one.reason) for one in report.findings])
-        _tell(settings, str(report).partition("\n")[0])
+        tell(settings, str(report).partition("\n")[0])
     return Exit.OK if report.ok else Exit.DATA
-
-
-def _tell(settings: Settings, text: str) -> None:
-    if not settings.quiet:
-        print(printable(text), file=sys.stderr)
 
 
 # --- drills ---------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated, Any, Final
 
 import typer
@@ -18,6 +17,7 @@ from llmspell_dist.cli.backup_options import (
     To,
     moment,
     opened,
+    tell,
 )
 from llmspell_dist.cli.backup_views import (
     DIFFERENCE_COLUMNS,
@@ -30,7 +30,6 @@ from llmspell_dist.cli.backup_views import (
     said_moment,
 )
 from llmspell_dist.cli.exits import Exit
-from llmspell_dist.cli.output import printable
 from llmspell_dist.cli.progress import shown
 from llmspell_dist.cli.settings import Settings, command
 from llmspell_dist.cli.wording import wrong
@@ -236,13 +235,7 @@ def _print_difference(settings: Settings, document: dict[str, Any], at: str, **m
         return
     settings.output.table(DIFFERENCE_COLUMNS, difference_rows(document))
     is_now = at == "latest" and not _changes(document)
-    _tell(settings, difference_text(document) + ("; latest is now" if is_now else ""))
-
-
-def _tell(settings: Settings, text: str) -> None:
-    """Say it beside the answer: a pipe gets rows only."""
-    if not (settings.quiet or settings.as_json):
-        print(printable(text), file=sys.stderr)
+    tell(settings, difference_text(document) + ("; latest is now" if is_now else ""))
 
 
 def _would_go(
@@ -253,7 +246,7 @@ def _would_go(
     if settings.as_json:
         settings.output.document({"moment": moment_, "sources": sources, "confirmed": False})
     what = f"{', '.join(scopes or ['everything'])} as of {said_moment(moment_)}"
-    _tell(settings, f"{what} would go into {elsewhere}, from {', '.join(sources)}")
+    tell(settings, f"{what} would go into {elsewhere}, from {', '.join(sources)}")
     return _ended(settings, asked=asked)
 
 
@@ -275,7 +268,7 @@ def _dry(
 def _ended(settings: Settings, *, asked: bool) -> Exit:
     if asked:
         return Exit.OK
-    _tell(settings, "nothing was changed: --confirm does it")
+    tell(settings, "nothing was changed: --confirm does it")
     return Exit.NO
 
 
@@ -288,7 +281,7 @@ def _restored(
 ) -> Exit:
     """Print what was done; exit code 1 if what was selected neither was there nor is."""
     if unknown:
-        _tell(settings, f"nothing was selected: {', '.join(unknown)} neither was there nor is now")
+        tell(settings, f"nothing was selected: {', '.join(unknown)} neither was there nor is now")
     if settings.as_json:
         settings.output.document(restored_document(report) | {"confirmed": True})
     elif not settings.quiet:

@@ -16,6 +16,7 @@ from llmspell_dist.cli.backup_options import (
     Plaintext,
     To,
     opened,
+    tell,
     until_stopped,
 )
 from llmspell_dist.cli.backup_views import iso
@@ -77,7 +78,7 @@ async def schedule(
     """Make backups by a cron expression until SIGTERM or Ctrl-C.
 
     Run it wherever you like, several times too: each backup is made by one of them, and another one
-    takes over when that dies.
+    takes over when that dies. With --status exit code 1 if none has run it yet.
     """
     if once and status:
         raise wrong("--once", "must not be given with --status")
@@ -96,11 +97,13 @@ async def schedule(
                 async with until_stopped() as stop:
                     await one.run(stop)
         found = await (one.once() if once else one.status())
+    if status and not found.begun:
+        tell(settings, f"no process has run schedule {wanted.name} yet")
     if settings.as_json:
         settings.output.document(_document(found))
     else:
         settings.output.fields(_document(found).items())
-    return Exit.OK
+    return Exit.NO if status and not found.begun else Exit.OK
 
 
 def _schedule(**fields: Any) -> Any:
@@ -118,6 +121,7 @@ def _document(found: ScheduleStatus) -> dict[str, Any]:
     return {
         "name": found.schedule.name,
         "schedule": str(found.schedule),
+        "begun": found.begun,
         "next": iso(found.next),
         "runs": progress.runs,
         "missed": progress.missed,

@@ -80,6 +80,7 @@ def backup_document(info: BackupInfo) -> dict[str, Any]:
         "encrypted": info.encrypted,
         "compression": manifest.compression,
         "filtered": manifest.filtered,
+        "empty": info.empty,
         "sections": list(manifest.sections),
         "tags": dict(manifest.tags),
         "importance": manifest.importance,
@@ -132,7 +133,8 @@ def backup_fields(info: BackupInfo) -> Iterator[tuple[str, object]]:
     yield "records", f"{stats.records:,}"
     yield "log entries", f"{stats.entries:,}"
     reused = f", {size(stats.reused_bytes)} were there already" if stats.reused_bytes else ""
-    yield "stored", f"{size(stats.stored_bytes)} of {size(stats.plain_bytes)}{reused}"
+    yield "stored", f"{size(stats.stored_bytes)}{reused}"
+    yield "uncompressed", size(stats.plain_bytes)
     yield "compression", manifest.compression
     yield "encrypted", _yes(info.encrypted)
     yield "holds also", ", ".join(manifest.sections) or None
@@ -211,8 +213,8 @@ def restored_fields(
     """Yield what there is to say about a restore; `namespace`: the other one that it went into."""
     yield "restored as of", f"{_cell(report.moment)} (revision {report.revision or '-'})"
     yield "from", ", ".join(report.sources)
-    yield "scopes", f"{report.scopes:,}"
-    yield "records", f"{report.records:,}"
+    yield "scopes", f"{report.scopes:,} put back, {len(report.emptied):,} emptied"
+    yield "records", f"{report.records:,} put back"
     yield "emptied", ", ".join(report.emptied) or None
     yield "inexact keys", len(report.inexact)
     yield "took", spoken(report.seconds)

@@ -369,6 +369,10 @@ def _report(settings: Settings, name: str, done_what: str, done: int, wanted: in
     if settings.as_json:
         settings.output.document({"name": name, done_what: done, "missing": wanted - done})
     else:
-        missing = f", {wanted - done} were not there" if done < wanted else ""
+        missing = f", {_not_there(wanted - done)}" if done < wanted else ""
         settings.output.say(f"{done} {done_what}{missing}")
     return Exit.OK if done == wanted else Exit.NO
+
+
+def _not_there(count: int) -> str:
+    return f"{count} {'was' if count == 1 else 'were'} not there"

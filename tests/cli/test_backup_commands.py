@@ -86,7 +86,16 @@ def test_the_document_of_a_backup(kept: Here) -> None:
     made = _document(kept("--json", "backup", "create", "--include", "events", "--tag", "a=b"))
     assert set(made) == {
         *("id", "type", "created", "moment", "revision", "parent", "base", "timeline"),
-        *("encrypted", "compression", "filtered", "sections", "tags", "importance", "reason"),
+        *(
+            "encrypted",
+            "compression",
+            "filtered",
+            "empty",
+            "sections",
+            "tags",
+            "importance",
+            "reason",
+        ),
         *("server", "writer", "scopes", "records", "entries", "plain_bytes", "stored_bytes"),
         *("reused_bytes", "seconds", "inexact", "shards"),
     }
@@ -115,6 +124,53 @@ def test_selections(kept: Here) -> None:
     refused = kept("backup", "create", "--scope", "agent:*", "--type", "incremental")
     assert refused.code == Exit.USAGE
     assert "--type cannot select" in refused.err
+
+
+def test_a_selection_of_nothing_is_said(kept: Here) -> None:
+    """The backup is made, and empty: a scope may have been typed wrong."""
+    _set(kept, "agent:alice", mood="curious")
+    made = kept("backup", "create", "--scope", "agent:nothere")
+    assert (made.code, made.err) == (0, "the backup is empty: nothing is there of agent:nothere\n")
+    assert _document(kept("--json", "backup", "create", "--scope", "agent:no"))["empty"] is True
+    assert _document(kept("--json", "backup", "create", "--scope", "agent:*"))["empty"] is False
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("list",), ("gc",), ("prune", "--policy", "last=1"), ("rewrap",)],
+    ids=lambda words: words[0],
+)
+def test_a_folder_that_is_not_there_is_no_empty_place(
+    kept: Here, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    """It is a typing error, most likely; a place without backups of the namespace is said to be."""
+    refused = kept("backup", *words, "--to", f"file://{tmp_path}/not-there")
+    assert (refused.code, refused.out) == (Exit.USAGE, "")
+    assert f"--to must be where backups are: there is no file://{tmp_path}/not-there" in refused.err
+    assert not (tmp_path / "not-there").exists()
+    (tmp_path / "other").mkdir()
+    empty = kept("backup", *words, "--to", f"file://{tmp_path}/other")
+    assert empty.code == 0
+    assert empty.err.startswith("nothing of namespace ")
+
+
+def test_what_a_restore_empties_is_told(kept: Here) -> None:
+    """Beside the scopes that it put back."""
+    _set(kept, "agent:alice", mood="curious")
+    made = _create(kept)
+    _set(kept, "agent:bob", mood="tired")
+    done = kept("backup", "restore", "--at", made, "--scope", "agent:bob", "--confirm")
+    fields = dict(_cells(done.out))
+    assert (fields["scopes"], fields["records"]) == ("0 put back, 1 emptied", "0 put back")
+    assert fields["emptied"] == "agent:bob"
+
+
+def test_sizes_are_said_apart(kept: Here) -> None:
+    """What is stored of little is more than it: there is no `445 B of 313 B`."""
+    _set(kept, "agent:alice", mood="curious")
+    _create(kept)
+    fields = dict(_cells(kept("backup", "info").out))
+    assert all(" of " not in fields[name] for name in ("stored", "uncompressed"))
 
 
 @pytest.mark.parametrize(
@@ -348,7 +404,7 @@ def test_a_drill_proves_and_is_remembered(kept: Here) -> None:
     assert [one["id"] for one in _document(listed)["drills"]] == [report["id"]]
     assert _document(listed)["last_proof"] == report["at"]
     (row,) = _cells(kept("backup", "drills").out)
-    assert (row[0], row[-1]) == (report["id"], "yes")
+    assert (row[0], *row[-2:]) == (report["id"], "yes", report["backup"])
 
 
 # --- files and keys -------------------------------------------------------------------------------

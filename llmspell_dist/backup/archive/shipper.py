@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from llmspell_dist.backoff import Backoff
 from llmspell_dist.backup.archive.header import SegmentHeader, SegmentWriter
-from llmspell_dist.backup.archive.position import Place, Position, PositionSteps
+from llmspell_dist.backup.archive.position import HOLD, Place, Position, PositionSteps
 from llmspell_dist.backup.archive.reader import SegmentReader
 from llmspell_dist.backup.archive.whereabouts import Gap, Start, Whereabouts
 from llmspell_dist.backup.container import ObjectKind, seal
@@ -35,6 +35,7 @@ from llmspell_dist.errors import (
     SpellError,
     StoreUnavailableError,
 )
+from llmspell_dist.log import LogSteps
 from llmspell_dist.revision import Revision
 
 if TYPE_CHECKING:
@@ -221,6 +222,15 @@ class Shipper:
             await self._flush()
         except SpellError as error:
             self._failed(error)  # the log keeps it for whoever ships next
+
+    async def held(self) -> dict[str, Revision]:
+        """Return from where on the log is kept for the archive, by shard; empty: it is not."""
+        steps, found = LogSteps(self._driver.core), {}
+        for shard in self._driver.core.shards():
+            stat = await self._driver.run(steps.stat(shard))
+            if HOLD in stat.holds:
+                found[shard] = stat.holds[HOLD]
+        return found
 
     async def forget(self) -> None:
         """End the archive: the log is no longer kept for it. What is stored stays."""
