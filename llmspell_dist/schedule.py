@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Any, Final, NamedTuple, Protocol
 from zoneinfo import ZoneInfo
 
-from llmspell_dist.errors import InvalidArgumentError
+from llmspell_dist.errors import InvalidArgumentError, needs_package
 from llmspell_dist.revision import to_ms
 
 __all__ = [
@@ -213,7 +213,7 @@ def _cronsim() -> Any:
     try:
         import cronsim  # noqa: PLC0415 - only for what is scheduled that way
     except ImportError:
-        rule = "needs the package cronsim: install llmspell-dist[cron]"
+        rule = needs_package("cronsim", "cron")
         raise InvalidArgumentError("schedule", "Cron", rule) from None
     return cronsim
 

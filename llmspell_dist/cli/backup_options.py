@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "KEYS_VARIABLE",
     "At",
+    "AtOrId",
     "BackupId",
     "Confirm",
     "Include",
@@ -38,6 +39,7 @@ __all__ = [
     "Scopes",
     "Timeline",
     "To",
+    "at_or_id",
     "moment",
     "opened",
     "parse_tags",
@@ -90,12 +92,12 @@ Include = Annotated[
         "--include", metavar="WHAT", help="Also events, hooks or correlations; can be repeated."
     ),
 ]
-At = Annotated[
-    str,
-    typer.Option(
-        "--at", metavar="MOMENT", help="A time, a revision, the id of a backup, or latest."
-    ),
-]
+_AT: Final = typer.Option(
+    "--at", metavar="MOMENT", help="A time, a revision, the id of a backup, or latest."
+)
+At = Annotated[str, _AT]
+AtOrId = Annotated[str | None, _AT]
+"""Of a command that takes the id of a backup without an option, too."""
 Key = Annotated[
     str | None, typer.Option("--key", metavar="KEY", help="Only this key of the one scope.")
 ]
@@ -271,6 +273,17 @@ def moment(text: str) -> str | Revision | datetime:
             raise
         rule = "must be a time (2026-11-26T14:05), a revision (1732374145123-0), a backup or latest"
         raise InvalidArgumentError("--at", text, rule) from None
+
+
+def at_or_id(at: str | None, backup_id: str | None) -> str:
+    """Return which moment is meant: by ``--at``, or by the id of a backup alone."""
+    if backup_id is None:
+        return _LATEST if at is None else at
+    if at is not None:
+        raise wrong("--at", "must not be given with ID: either says which moment is meant")
+    if backup_id != _LATEST and not _ID.fullmatch(backup_id):
+        raise InvalidArgumentError("ID", backup_id, "must be the id of a backup, or latest")
+    return backup_id
 
 
 async def the_id(store: Any, text: str) -> str:

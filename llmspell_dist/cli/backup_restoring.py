@@ -8,6 +8,7 @@ import typer
 
 from llmspell_dist.cli.backup_options import (
     At,
+    AtOrId,
     Confirm,
     Key,
     Keys,
@@ -15,6 +16,7 @@ from llmspell_dist.cli.backup_options import (
     Scopes,
     Timeline,
     To,
+    at_or_id,
     moment,
     opened,
     tell,
@@ -77,8 +79,11 @@ async def diff(
 
 async def restore(
     settings: Settings,
+    backup_id: Annotated[
+        str | None, typer.Argument(metavar="[ID]", help="Of a backup: as --at ID.")
+    ] = None,
     *,
-    at: At = "latest",
+    at: AtOrId = None,
     scopes: Scopes = None,
     key: Key = None,
     into: Annotated[
@@ -125,6 +130,7 @@ async def restore(
     """
     if dry_run and confirm:
         raise wrong("--dry-run", "must not be given with --confirm")
+    at = at_or_id(at, backup_id)
     point, only = moment(at), _one_scope("--key", key, scopes)
     _one_scope("--into", into, scopes)
     async with opened(settings, to, keys, plaintext=plaintext) as store:

@@ -23,7 +23,7 @@ from llmspell_dist.cli.events import (
 from llmspell_dist.cli.exits import Exit
 from llmspell_dist.cli.output import Output, printable
 from llmspell_dist.cli.settings import PATIENCE_S, Settings, command, command_group
-from llmspell_dist.cli.wording import wrong
+from llmspell_dist.cli.wording import renamed, wrong
 from llmspell_dist.errors import InvalidArgumentError
 from llmspell_dist.events import DurableSubscription, Event, SubscriptionNotFoundError
 from llmspell_dist.events.looking import MOST_LISTED, check_id
@@ -203,7 +203,7 @@ def _event(event_type: str, data: Any, **fields: Any) -> Event:
     except InvalidArgumentError as error:
         typed = {"type": "TYPE", "tags": "--tag", "correlation_id": "--correlation"}
         name = typed.get(error.argument, f"--{error.argument}")
-        raise InvalidArgumentError(name, error.value, error.rule) from None
+        raise renamed(error, name) from None
 
 
 # --- queues and dead letters ----------------------------------------------------------------------
@@ -248,7 +248,7 @@ async def dead(
         try:
             letters = await spell.events.dead_letters(name, limit=limit, after=after)
         except InvalidArgumentError as error:
-            raise InvalidArgumentError("--after", error.value, error.rule) from None
+            raise renamed(error, "--after") from None
         if not letters and await _found(spell.events, name) is None:
             raise SubscriptionNotFoundError(name)
     output, more = settings.output, len(letters) == limit

@@ -37,6 +37,7 @@ _TYPED: Final = {
     "name": "--name",
     "parent": "--parent",
     "pattern": "PATTERN",
+    "point": "--point",
     "policy": "--policy",
     "prefix": "--prefix",
     "reason": "--reason",
@@ -85,8 +86,14 @@ def described(error: SpellError, words: Sequence[str]) -> tuple[str, dict[str, A
     variable = _EVERYWHERE.get(error.argument)
     if variable is not None:
         option = f"--{error.argument}"
-        given = any(word == option or word.startswith(f"{option}=") for word in words)
-        name = option if given else variable
+        name = option if _given(option, words) else variable
+    # Of a lease there is a --token, too.
+    if error.argument == "token" and _given("--token-file", words) and not _given(name, words):
+        name = "--token-file"
     if name is None:
         return str(error), facts
     return f"{name} {error.rule}, got {error.value}", facts | {"argument": name}
+
+
+def _given(option: str | None, words: Sequence[str]) -> bool:
+    return any(word == option or word.startswith(f"{option}=") for word in words)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -124,6 +125,37 @@ def test_selections(kept: Here) -> None:
     refused = kept("backup", "create", "--scope", "agent:*", "--type", "incremental")
     assert refused.code == Exit.USAGE
     assert "--type cannot select" in refused.err
+
+
+def test_restore_takes_the_id_of_a_backup(kept: Here) -> None:
+    """As the other commands do: it is --at ID; both at once are refused, as anything else is."""
+    _set(kept, "agent:alice", mood="curious")
+    made = _create(kept)
+    _set(kept, "agent:alice", mood="tired")
+    both = kept("backup", "restore", made, "--at", made)
+    assert (both.code, "--at must not be given with ID" in both.err) == (Exit.USAGE, True)
+    other = kept("backup", "restore", "agent:alice")
+    assert "ID must be the id of a backup, or latest, got 'agent:alice'" in other.err
+    assert kept("backup", "restore", made, "--confirm").code == 0
+    assert kept("get", "agent:alice", "mood").out == '"curious"\n'
+
+
+def test_a_scope_that_is_none_is_told_once(kept: Here) -> None:
+    """With the rule that it breaks."""
+    refused = kept("backup", "create", "--scope", "agents:x").err
+    assert refused.endswith("workflow:<id>/step:<name>, got 'agents:x'\n")
+    assert refused.count("agents:x") == 1
+
+
+def test_keygen_says_what_is_missing(
+    kept: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rather than make a key that nothing here can use."""
+    monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.ciphers.aead", None)
+    refused = kept("backup", "keygen")
+    assert refused.code == Exit.USAGE
+    assert "needs the package cryptography: pip install 'llmspell-dist[backup]'" in refused.err
+    assert [one.name for one in (tmp_path / "keys").iterdir()] == ["v1.key"]
 
 
 def test_a_selection_of_nothing_is_said(kept: Here) -> None:
