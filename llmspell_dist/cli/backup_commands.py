@@ -127,10 +127,8 @@ async def create(
                 progress=progress,
             )
     if (scopes or classes) and made.empty:
-        tell(
-            settings,
-            f"the backup is empty: nothing is there of {', '.join(scopes or classes or ())}",
-        )
+        wanted = ", ".join([*(scopes or ()), *(classes or ())])
+        tell(settings, f"the backup is empty: nothing is there of {wanted}")
     if settings.as_json:
         settings.output.document(backup_document(made))
     elif settings.output.terminal and not settings.quiet:
@@ -164,13 +162,9 @@ async def list_(
         documents = [backup_document(one) for one in found]
         output.document({"target": label, "backups": documents})
         return Exit.OK
-    if output.terminal and not found:
-        output.say(
-            f"there is no such backup in {label}"
-            if kind or wanted
-            else f"there is no backup in {label}"
-        )
     output.table(BACKUP_COLUMNS, (backup_row(one, terminal=output.terminal) for one in found))
+    if output.terminal and not found:
+        output.say(f"there is no backup in {label}")
     return Exit.OK
 
 

@@ -123,8 +123,8 @@ async def drills(settings: Settings, *, to: To = None, keys: Keys = None) -> Exi
         output.document({"last_proof": iso(proved), "drills": documents})
     else:
         output.table(DRILL_COLUMNS, map(_drill_row, found))
-        if output.terminal and not found:
-            output.say("no backup was ever restored to try it: llmspell-dist backup drill")
+        if not found:
+            tell(settings, "no backup was ever restored to try it: llmspell-dist backup drill")
     return Exit.NO if proved is None else Exit.OK
 
 

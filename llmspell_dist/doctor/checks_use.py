@@ -179,15 +179,17 @@ def holds(facts: Facts) -> Finding:
         found = f"broken at the log's cap: {', '.join(broken)}; what they held is gone"
         advice = "Take a new base for what they archive, then hold again or release them."
         return Finding(check, PROBLEM, found, advice)
-    left = {
-        name: (stat.last.ms - at.ms) / 1000
-        for stat in facts.logs
-        for name, at in stat.holds.items()
-        if stat.last is not None
-    }
-    longest = max(left, key=left.__getitem__, default="")
-    if longest and left[longest] > OVERDUE * limit.total_seconds():
-        found = f"hold {longest} has not moved for {spoken(left[longest])}: the log grows"
+    still_s, longest = max(
+        (
+            ((stat.last.ms - at.ms) / 1000, name)
+            for stat in facts.logs
+            for name, at in stat.holds.items()
+            if stat.last is not None
+        ),
+        default=(0.0, ""),
+    )
+    if still_s > OVERDUE * limit.total_seconds():
+        found = f"hold {longest} has not moved for {spoken(still_s)}: the log grows"
         ends = "backup archive --forget" if longest == ARCHIVE else f"log.release({longest!r})"
         return Finding(check, WARNING, found, f"Let {longest} go on, or end it: {ends}.")
     held = sorted({name for stat in facts.logs for name in stat.holds})

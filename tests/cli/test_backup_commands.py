@@ -424,7 +424,9 @@ def test_a_lease_stands_in_the_way(kept: Here, url: str, namespace: str) -> None
 
 def test_a_drill_proves_and_is_remembered(kept: Here) -> None:
     """Nothing is proved at first, which is exit code 1."""
-    assert kept("backup", "drills").code == 1
+    nothing = kept("backup", "drills")
+    said = "no backup was ever restored to try it: llmspell-dist backup drill\n"
+    assert (nothing.code, nothing.out, nothing.err) == (1, "", said)
     _set(kept, "agent:alice", mood="curious")
     _create(kept)
     _set(kept, "agent:alice", mood="busy")
