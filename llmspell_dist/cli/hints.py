@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Final
 
 from llmspell_dist.backup.errors import BackupKeyError, RestoreRefusedError
-from llmspell_dist.backup.errors import BackupKeyError, RestoreRefusedError
 from llmspell_dist.errors import InvalidScopeError, SpellError, StoreUnavailableError
 from llmspell_dist.security.errors import KeyProviderError, KeyProviderUnavailableError
 
