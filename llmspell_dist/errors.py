@@ -235,6 +235,11 @@ class InvalidArgumentError(SpellError, ValueError):
         super().__init__(f"{argument} {rule}, got {self.value}")
 
 
+def needs_package(package: str, extra: str) -> str:
+    """Return the rule that an argument breaks if a package is missing, with what installs it."""
+    return f"needs the package {package}: pip install 'llmspell-dist[{extra}]'"
+
+
 class InvalidKeyError(InvalidArgumentError):
     """A key breaks the rules for keys; nothing was sent."""
 

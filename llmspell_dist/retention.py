@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from llmspell_dist.errors import InvalidArgumentError
+from llmspell_dist.quantities import spoken
 
 __all__ = ["Retention"]
 
@@ -54,7 +55,9 @@ class Retention:
             return cls()
 
     def __str__(self) -> str:
-        age = "" if self.max_age is None else f" younger than {self.max_age}"
+        age = (
+            "" if self.max_age is None else f" younger than {spoken(self.max_age.total_seconds())}"
+        )
         return (
             f"keep the last {self.max_entries:,} entries{age}; "
             f"for a hold at most {self.cap_entries:,}"

@@ -18,6 +18,7 @@ from llmspell_dist.errors import (
     InvalidArgumentError,
     LeaseLostError,
     StaleFencingTokenError,
+    needs_package,
 )
 from llmspell_dist.revision import to_ms
 
@@ -227,7 +228,7 @@ def _cronsim() -> Any:
     try:
         import cronsim  # noqa: PLC0415 - only for what is scheduled that way
     except ImportError:
-        rule = "needs the package cronsim: install llmspell-dist[cron]"
+        rule = needs_package("cronsim", "cron")
         raise InvalidArgumentError("schedule", "Cron", rule) from None
     return cronsim
 

@@ -230,7 +230,8 @@ class Scope:
         kind = _WITH_ID.get(prefix)
         if not colon or kind is None:
             known = ", ".join(f"{name}:<id>" for name in _WITH_ID)
-            raise InvalidScopeError("scope", text, f"must be global or one of {known}")
+            rule = f"must be global or one of {known}, workflow:<id>{_STEP}<name>"
+            raise InvalidScopeError("scope", text, rule)
         if kind is ScopeKind.WORKFLOW and _STEP in rest:
             workflow, _, name = rest.partition(_STEP)
             return cls(ScopeKind.STEP, decode_part(workflow), decode_part(name))

@@ -17,6 +17,7 @@ from llmspell_dist.backup.inventory import read_segments
 from llmspell_dist.backup.retention.newest import check_span
 from llmspell_dist.backup.retention.units import say_size
 from llmspell_dist.backup.targets.unfinished import KeepsUnfinished
+from llmspell_dist.quantities import counted
 
 if TYPE_CHECKING:
     from llmspell_dist.backup.repository import Repository
@@ -80,8 +81,10 @@ class Garbage:
     def __str__(self) -> str:
         back = f"; objects and keys are kept back: {self.kept_back}" if self.kept_back else ""
         return (
-            f"{len(self.objects)} objects, {len(self.keys)} keys, {len(self.notes)} notes, "
-            f"{len(self.drills)} results of drills and {len(self.unfinished)} unfinished uploads, "
+            f"{counted(len(self.objects), 'object')}, {counted(len(self.keys), 'key')}, "
+            f"{counted(len(self.notes), 'note')}, "
+            f"{counted(len(self.drills), 'result of drills', 'results of drills')} and "
+            f"{counted(len(self.unfinished), 'unfinished upload')}, "
             f"{say_size(self.size)}; {self.removed} removed{back}"
         )
 

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 import zstandard
 
-from llmspell_dist.errors import InvalidArgumentError
+from llmspell_dist.errors import InvalidArgumentError, needs_package
 
 __all__ = ["DEFAULT", "NONE", "Algorithm", "Compression", "decompress"]
 
@@ -122,6 +122,6 @@ def _lz4() -> Any:
     try:
         import lz4.frame  # noqa: PLC0415 - only who uses it needs the package
     except ImportError:
-        rule = "needs the package lz4: install llmspell-dist[backup]"
+        rule = needs_package("lz4", "backup")
         raise InvalidArgumentError("compression", "lz4", rule) from None
     return lz4.frame

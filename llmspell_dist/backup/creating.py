@@ -121,6 +121,7 @@ class Creator:
         chain: tuple[Manifest, str] | None,
     ) -> Manifest:
         repository = self._repository
+        await asyncio.to_thread(repository.check_plaintext)
         note = {"started": self._started.isoformat(), "type": backup_type.value}
         try:
             await self._announce(note)

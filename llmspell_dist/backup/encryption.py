@@ -15,7 +15,7 @@ import re
 import secrets
 from typing import Any, Final, NamedTuple
 
-from llmspell_dist.errors import InvalidArgumentError
+from llmspell_dist.errors import InvalidArgumentError, needs_package
 
 __all__ = ["KEY_BYTES", "SALT_BYTES", "TAG_BYTES", "DataKey", "ObjectKey", "derive"]
 
@@ -90,7 +90,7 @@ def derive(key: DataKey, salt: bytes, head: bytes) -> ObjectKey:
         from cryptography.hazmat.primitives.hashes import SHA256  # noqa: PLC0415 - optional
         from cryptography.hazmat.primitives.kdf.hkdf import HKDF  # noqa: PLC0415 - optional
     except ImportError:
-        rule = "needs the package cryptography: install llmspell-dist[backup]"
+        rule = needs_package("cryptography", "backup")
         raise InvalidArgumentError("encryption", "aes-256-gcm", rule) from None
     okm = HKDF(SHA256(), 2 * KEY_BYTES, salt, _INFO + head).derive(key.secret)
     return ObjectKey(AESGCM(okm[:KEY_BYTES]), okm[KEY_BYTES:])

@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 from llmspell_dist.backup.retention.units import say_size
+from llmspell_dist.quantities import counted
 
 __all__ = ["Finding", "Level", "VerifyReport"]
 
@@ -85,15 +86,11 @@ class VerifyReport:
         }
 
     def __str__(self) -> str:
-        found = "nothing is wrong" if self.ok else _counted(len(self.findings), "finding")
+        found = "nothing is wrong" if self.ok else counted(len(self.findings), "finding")
         head = (
-            f"{self.level} of {_counted(len(self.backups), 'backup')}: "
-            f"{_counted(self.objects, 'object')} and "
-            f"{_counted(self.segments, 'segment')} of the archive, {self.read:,} of them read "
+            f"{self.level} of {counted(len(self.backups), 'backup')}: "
+            f"{counted(self.objects, 'object')} and "
+            f"{counted(self.segments, 'segment')} of the archive, {self.read:,} of them read "
             f"({say_size(self.bytes)}): {found}"
         )
         return "\n".join([head, *map(str, self.findings)])
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count:,} {what}" + ("" if count == 1 else "s")

@@ -7,7 +7,7 @@ from threading import Lock
 from typing import Any, Final
 from urllib.parse import quote
 
-from llmspell_dist.errors import InvalidArgumentError
+from llmspell_dist.errors import InvalidArgumentError, needs_package
 from llmspell_dist.security.errors import KeyProviderError, KeyProviderUnavailableError
 from llmspell_dist.security.keyring import Wrapped
 
@@ -84,7 +84,7 @@ class KmsKeys:
         try:
             from botocore import exceptions as boto  # noqa: PLC0415 - optional
         except ImportError:
-            rule = "needs the package boto3: install llmspell-dist[backup]"
+            rule = needs_package("boto3", "backup")
             raise InvalidArgumentError("keys", self.name, rule) from None
         try:
             reply: dict[str, Any] = getattr(self._connected(), operation)(**arguments)

@@ -103,6 +103,8 @@ class Maker:
             return None  # who may only write stores everything, as does who cannot read just now
 
     async def _parent(self, wanted: BackupType, parent: str | None) -> Manifest:
+        # Before the newest one is passed over as one whose key is missing.
+        await asyncio.to_thread(self._repository.check_plaintext)
         if parent is not None:
             chosen = await asyncio.to_thread(self._repository.manifest, parent)
             await asyncio.to_thread(self._repository.authenticate, chosen)
@@ -141,7 +143,10 @@ class Maker:
             wish = full if wanted is BackupType.FULL else following
             return (await self.make(wanted, wish, keep_log=True)).id
 
-        return Work(taken, create, prune)
+        async def check() -> None:
+            await asyncio.to_thread(self._repository.check_plaintext)
+
+        return Work(taken, create, prune, check)
 
     def begin_anew(self, gap: Gap) -> None:
         """Make a full backup in the background: those from before a gap lead no further.

@@ -74,6 +74,11 @@ class BackupInfo:
         return bool(self.manifest.key)
 
     @property
+    def empty(self) -> bool:
+        """Whether it is a full one that holds no scope: of a selection that nothing is in, say."""
+        return self.type == "full" and not (self.stats.scopes or self.stats.entries)
+
+    @property
     def took(self) -> timedelta:
         """How long it took to make."""
         return timedelta(seconds=self.manifest.stats.seconds)

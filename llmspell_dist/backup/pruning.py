@@ -23,6 +23,7 @@ from llmspell_dist.backup.inventory import Inventory, read_inventory, read_segme
 from llmspell_dist.backup.removing import Removal, why_needed
 from llmspell_dist.backup.retention.plan import PrunePlan, plan_prune
 from llmspell_dist.backup.retention.units import say_size
+from llmspell_dist.quantities import counted
 
 if TYPE_CHECKING:
     from llmspell_dist.backup.repository import Repository
@@ -58,8 +59,9 @@ class PruneReport:
     def __str__(self) -> str:
         left = f"; objects are left to gc: {self.left}" if self.left else ""
         return (
-            f"{len(self.backups)} backups, {self.segments} segments of the log, {self.objects} "
-            f"objects and {self.keys} keys removed, {say_size(self.freed)}{left}"
+            f"{counted(len(self.backups), 'backup')}, "
+            f"{counted(self.segments, 'segment')} of the log, {counted(self.objects, 'object')} "
+            f"and {counted(self.keys, 'key')} removed, {say_size(self.freed)}{left}"
         )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from llmspell_dist.backup.manifest import BackupType
 from llmspell_dist.backup.retention.model import StoredBackup
 from llmspell_dist.backup.retention.units import say_size
+from llmspell_dist.quantities import counted
 
 __all__ = ["Removal", "why_needed"]
 
@@ -45,7 +46,8 @@ class Removal:
     def __str__(self) -> str:
         left = f"; objects are left to gc: {self.left}" if self.left else ""
         what = "removed" if self.removed else "would go"
-        return f"{self.id} with {self.objects} objects, {say_size(self.freed)}, {what}{left}"
+        objects = counted(self.objects, "object")
+        return f"{self.id} with {objects}, {say_size(self.freed)}, {what}{left}"
 
 
 def why_needed(

@@ -27,6 +27,7 @@ from llmspell_dist.backup.errors import (
     BackupNotFoundError,
     ObjectMissingError,
     TargetError,
+    TargetPermissionError,
 )
 from llmspell_dist.backup.keys import KeyStore
 from llmspell_dist.backup.manifest import Manifest, ObjectRef
@@ -100,12 +101,14 @@ class Repository:
         keys: KeyProvider | None = None,
         older_keys: Sequence[KeyProvider] = (),
         compression: Compression | None = None,
+        plaintext: bool = False,
     ) -> None:
         self.target = target
         self.layout = Layout(namespace)
         self.namespace = namespace
         self._keys = keys
         self._older_keys = older_keys
+        self._plaintext = plaintext
         self.keystore = KeyStore(target, self.layout, keys, older=older_keys)
         self.compression = Compression.parse("zstd") if compression is None else compression
         # A processor stays free: for the loop that reads, and for those who write meanwhile.
@@ -124,7 +127,31 @@ class Repository:
             keys=self._keys,
             older_keys=self._older_keys,
             compression=self.compression,
+            plaintext=self._plaintext,
         )
+
+    def check_plaintext(self) -> None:
+        """Refuse to store without encryption where the newest backup is encrypted.
+
+        A key that was forgotten would else be noticed by whoever reads the bucket. A backup that is
+        damaged says nothing, and who may only write to the place cannot look.
+        """
+        if self.encrypts or self._plaintext:
+            return
+        try:
+            newest = self.newest()
+        except TargetPermissionError:
+            return
+        if newest is not None and newest.key:
+            self.refuse_plaintext(f"backup {newest.backup_id}")
+
+    def refuse_plaintext(self, what: str) -> None:
+        """Refuse to go on without encryption after `what`, which is encrypted."""
+        if not (self.encrypts or self._plaintext):
+            reason = (
+                f"{what} is encrypted, and no keys are given; plaintext=True stores unencrypted"
+            )
+            raise BackupKeyError("", reason, self.target.label)
 
     # --- objects
 

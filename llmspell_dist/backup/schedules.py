@@ -59,6 +59,8 @@ class Work(NamedTuple):
     """Make a backup, and return its id."""
     prune: Callable[[RetentionPolicy], Awaitable[Any]]
     """Remove what a policy removes."""
+    check: Callable[[], Awaitable[None]]
+    """Refuse at once what would fail each time: see `Repository.check_plaintext`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,8 @@ class ScheduleStatus:
 
     schedule: BackupSchedule
     progress: Progress
+    begun: bool = True
+    """Whether any process has run it yet: until then its moments do not count."""
 
     @property
     def next(self) -> datetime | None:
@@ -112,13 +116,15 @@ class ScheduledBackups:
         """Return how far it has come, whichever process runs it."""
         now = await self._time.now()
         found = await StateManager(self._driver).get(SCOPE, self._key)
-        return ScheduleStatus(self._schedule, Progress.of(found, now))
+        return ScheduleStatus(self._schedule, Progress.of(found, now), begun=found is not None)
 
     async def once(self) -> ScheduleStatus:
         """Make a backup if one is due and no other process runs the schedule; what fails is noted.
 
         For whoever is started now and then. The first call only notes that moments count from now.
+        Raises `BackupKeyError` as `run` does.
         """
+        await self._work.check()
         with contextlib.suppress(LeaseUnavailableError):
             async with self._holding(wait=0) as lease:
                 await self._turn(lease)
@@ -128,9 +134,12 @@ class ScheduledBackups:
         """Make backups when it is this process's turn, until `stop` is set and none is under way.
 
         What fails is tried again; only errors that no waiting heals are raised. A run that is
-        cancelled gives up the backup that is under way, and the next process makes it anew.
+        cancelled gives up the backup that is under way, and the next process makes it anew. Raises
+        `BackupKeyError` at once if it would store without encryption where backups are encrypted.
         """
         name = self._schedule.name
+        with contextlib.suppress(TargetError):  # each backup looks again
+            await self._work.check()
         while not stop.is_set():
             try:
                 async with self._holding(wait=LOOK_FOR_LEASE_S) as lease:

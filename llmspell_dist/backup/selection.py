@@ -146,5 +146,5 @@ def _printed(scope: str | Scope) -> str:
     try:
         return Scope.coerce(scope).text
     except InvalidArgumentError as error:
-        rule = f"must be a scope, or a glob over printed scopes: {error}"
+        rule = f"must be a scope, or a glob over printed scopes: it {error.rule}"
         raise InvalidArgumentError("scopes", scope, rule) from None

@@ -49,6 +49,7 @@ from llmspell_dist.backup.stored import StoredBackups
 from llmspell_dist.backup.targets import Target, open_target
 from llmspell_dist.backup.tracing import traced
 from llmspell_dist.backup.upkeep import Pruned, Upkeep
+from llmspell_dist.backup.way_back import check_way_back
 from llmspell_dist.errors import InvalidArgumentError
 from llmspell_dist.revision import Revision
 from llmspell_dist.state.points import NO_POINTS, Points
@@ -99,6 +100,7 @@ class Backups:
         keys: KeyProvider | str | None = None,
         older_keys: Iterable[KeyProvider | str] = (),
         compression: Compression | str = "zstd",
+        plaintext: bool = False,
     ) -> BackupStore:
         """Return the backups that are kept in a place; nothing is read or written yet.
 
@@ -108,7 +110,9 @@ class Backups:
         `KeyProvider`, or ``file:///folder``, ``env:VARIABLE``, ``aws-kms:KEY``; without it backups
         are not encrypted, and with it such are refused. `older_keys`: providers that were used
         before, to read what they wrapped (and to `rewrap` it). `compression`: ``zstd`` (``zstd:1``
-        to ``zstd:19``), ``gzip``, ``lz4`` or ``none``; what is read may have any.
+        to ``zstd:19``), ``gzip``, ``lz4`` or ``none``; what is read may have any. Where the newest
+        backup is encrypted nothing is stored without `keys` (`BackupKeyError`), unless `plaintext`
+        asks for it.
         """
         if target is None:
             rule = "must say where, as s3://bucket/prefix: only a sidecar has a place of its own"
@@ -121,7 +125,12 @@ class Backups:
         opened = open_target(target) if isinstance(target, str) else target
         namespace = self._driver.core.keyspace.namespace
         repository = Repository(
-            opened, namespace, keys=provider, older_keys=older, compression=compression
+            opened,
+            namespace,
+            keys=provider,
+            older_keys=older,
+            compression=compression,
+            plaintext=plaintext,
         )
         notices = Notices(self._driver, self._publish, self._points)
         running = Running(self._driver, self._leases)
@@ -190,11 +199,12 @@ class BackupStore(StoredBackups):
         self, point: str, namespace: str | None, progress: Observer | None, *, force: bool
     ) -> RestoreReport:
         wish = RestoreWish(point=Point(backup_id=point), selection=Selection(), force=force)
-        restorer, target = self._restorer, self._driver
+        restorer, target, repository = self._restorer, self._driver, self._repository
         if namespace is not None and namespace != self._repository.namespace:
             target = await in_namespace(self._driver, namespace)
             repository = self._repository.of(namespace)
             restorer = Restorer(target, repository, self._running)
+        check_way_back(await asyncio.to_thread(repository.manifest, point))
         with traced(self._driver, "rollback", progress) as seen:
             async with self._notices.of("rollback", self.label, point=point) as told:
                 report = await restorer.restore(wish, target, seen, ends=Phase.ROLLED_BACK)

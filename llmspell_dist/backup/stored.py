@@ -107,7 +107,7 @@ class StoredBackups(AsyncClosing):
 
         `restore`: what `restore` returned, or the id of its rollback point. What was written since
         the restore is replaced, and can be had back in turn. Raises `RestoreRefusedError` if the
-        restore had no rollback point.
+        restore had no rollback point, or the backup is none of a restore: `restore` takes any.
         """
         point = restore.rollback if isinstance(restore, RestoreReport) else restore
         if point is None:

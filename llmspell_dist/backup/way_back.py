@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from llmspell_dist.backup.creating import Creator, Wish
+from llmspell_dist.backup.errors import RestoreRefusedError
 from llmspell_dist.backup.manifest import BackupType, Manifest
 from llmspell_dist.backup.progress import Tracker
 from llmspell_dist.backup.restoring.swapping import heard_of
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
     from llmspell_dist.backup.restoring.staging import Staging
     from llmspell_dist.state.driver import AsyncDriver
 
-__all__ = ["WayBack", "kept_alive"]
+__all__ = ["WayBack", "check_way_back", "kept_alive"]
 
+REASON: Final = "rollback"
+"""What such a backup is made for, as its manifest says."""
 _TELL_S: Final = 10.0
 
 
@@ -43,6 +46,13 @@ async def kept_alive(staging: Staging, target: AsyncDriver) -> AsyncIterator[Non
     finally:
         telling.cancel()
         await asyncio.wait([telling])
+
+
+def check_way_back(manifest: Manifest) -> None:
+    """Refuse a backup that no restore made of what it replaced: that one would restore it all."""
+    if manifest.reason != REASON:
+        reason = f"{manifest.backup_id} is no way back of a restore: it was made for"
+        raise RestoreRefusedError("", f"{reason} {manifest.reason!r}, and is restored as any other")
 
 
 class WayBack:
@@ -79,7 +89,7 @@ class WayBack:
         self.backup_id = self._manifest.backup_id
 
     def _creator(self) -> Creator:
-        wish = Wish(selection=self._selection, reason="rollback", importance="important")
+        wish = Wish(selection=self._selection, reason=REASON, importance="important")
         return Creator(self._target, self._repository, wish, Tracker(None))
 
     async def complete(self, changed: Revision) -> None:

@@ -73,6 +73,7 @@ class Backups:
         keys: KeyProvider | str | None = None,
         older_keys: Iterable[KeyProvider | str] = (),
         compression: Compression | str = "zstd",
+        plaintext: bool = False,
     ) -> BackupStore:
         """Return the backups that are kept in a place; nothing is read or written yet.
 
@@ -82,11 +83,19 @@ class Backups:
         `KeyProvider`, or ``file:///folder``, ``env:VARIABLE``, ``aws-kms:KEY``; without it backups
         are not encrypted, and with it such are refused. `older_keys`: providers that were used
         before, to read what they wrapped (and to `rewrap` it). `compression`: ``zstd`` (``zstd:1``
-        to ``zstd:19``), ``gzip``, ``lz4`` or ``none``; what is read may have any.
+        to ``zstd:19``), ``gzip``, ``lz4`` or ``none``; what is read may have any. Where the newest
+        backup is encrypted nothing is stored without `keys` (`BackupKeyError`), unless `plaintext`
+        asks for it.
         """
         return BackupStore(
             self._backstage,
-            self._there.to(target, keys=keys, older_keys=older_keys, compression=compression),
+            self._there.to(
+                target,
+                keys=keys,
+                older_keys=older_keys,
+                compression=compression,
+                plaintext=plaintext,
+            ),
         )
 
 
@@ -167,7 +176,7 @@ class BackupStore(Closing):
 
         `restore`: what `restore` returned, or the id of its rollback point. What was written since
         the restore is replaced, and can be had back in turn. Raises `RestoreRefusedError` if the
-        restore had no rollback point.
+        restore had no rollback point, or the backup is none of a restore: `restore` takes any.
         """
         return self._backstage.run(self._there.rollback(restore, force=force, progress=progress))
 
@@ -431,9 +440,14 @@ class Shipper:
 
         If the server is away while it waits for its turn, or its turn is taken away, because the
         server lost its data for example, it waits again. Only errors that no waiting heals are
-        raised, such as that of credentials which never were right.
+        raised, such as that of credentials which never were right, or `BackupKeyError` if it would
+        ship without encryption to where backups are encrypted.
         """
         self._backstage.run(until(stop, self._there.run))
+
+    def held(self) -> dict[str, Revision]:
+        """Return from where on the log is kept for the archive, by shard; empty: it is not."""
+        return self._backstage.run(self._there.held())
 
     def forget(self) -> None:
         """End the archive: the log is no longer kept for it. What is stored stays."""
@@ -466,6 +480,7 @@ class ScheduledBackups:
         """Make a backup if one is due and no other process runs the schedule; what fails is noted.
 
         For whoever is started now and then. The first call only notes that moments count from now.
+        Raises `BackupKeyError` as `run` does.
         """
         return self._backstage.run(self._there.once())
 
@@ -473,6 +488,7 @@ class ScheduledBackups:
         """Make backups when it is this process's turn, until `stop` is set and none is under way.
 
         What fails is tried again; only errors that no waiting heals are raised. A run that is
-        cancelled gives up the backup that is under way, and the next process makes it anew.
+        cancelled gives up the backup that is under way, and the next process makes it anew. Raises
+        `BackupKeyError` at once if it would store without encryption where backups are encrypted.
         """
         self._backstage.run(until(stop, self._there.run))

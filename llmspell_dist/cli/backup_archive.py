@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from llmspell_dist.cli.backup_options import NICE, Keys, Nice, To, opened, until_stopped
+from llmspell_dist.cli.backup_options import (
+    NICE,
+    Confirm,
+    Keys,
+    Nice,
+    Plaintext,
+    To,
+    opened,
+    tell,
+    until_stopped,
+)
 from llmspell_dist.cli.exits import Exit
 from llmspell_dist.cli.output import printable
 from llmspell_dist.cli.settings import Settings, command
@@ -40,21 +50,35 @@ async def archive(
         bool, typer.Option("--follow", help="Ship until SIGTERM or Ctrl-C, then what is left.")
     ] = False,
     once: Annotated[bool, typer.Option("--once", help="Ship what there is now, and end.")] = False,
+    forget: Annotated[
+        bool,
+        typer.Option("--forget", help="Keep the log no longer for an archive that has ended."),
+    ] = False,
+    confirm: Confirm = False,
     nice: Nice = NICE,
     to: To = None,
     keys: Keys = None,
+    plaintext: Plaintext = False,
 ) -> Exit:
     """Ship the change log to the archive; without --follow or --once say what is archived.
 
     That is exit code 1 if nothing is. One process ships for a namespace; a second one with
-    --follow waits for its turn.
+    --follow waits for its turn. With --forget and --confirm the log is trimmed again whether it is
+    archived or not; what is archived stays, and who ships again goes on in a new timeline.
     """
-    if follow and once:
-        raise wrong("--follow", "must not be given with --once")
-    async with opened(settings, to, keys, nice=nice) as store:
-        if not (follow or once):
+    given = [
+        name for name, one in (("--follow", follow), ("--once", once), ("--forget", forget)) if one
+    ]
+    if len(given) > 1:
+        raise wrong(given[0], f"must not be given with {given[1]}")
+    if confirm and not forget:
+        raise wrong("--confirm", "needs --forget")
+    async with opened(settings, to, keys, nice=nice, plaintext=plaintext) as store:
+        if not given:
             return _print_status(settings, await store.archive_status())
         shipper = store.archive()
+        if forget:
+            return await _forget(settings, shipper, confirm=confirm)
         if once:
             await shipper.once()
         else:
@@ -69,6 +93,25 @@ async def archive(
         segments = counted(shipped.segments, "segment")
         settings.output.say(f"{segments}, {counted(shipped.entries, 'entry', 'entries')}")
     return Exit.OK
+
+
+async def _forget(settings: Settings, shipper: Any, *, confirm: bool) -> Exit:
+    """End the archive's hold, or say what it keeps; exit code 1 if it is still there."""
+    held = await shipper.held()
+    if confirm:
+        await shipper.forget()
+    if settings.as_json:
+        settings.output.document(
+            {"held": {shard: str(at) for shard, at in held.items()}, "confirmed": confirm}
+        )
+    elif not held:
+        settings.output.say("no log is kept for an archive")
+    else:
+        kept = "was kept for the archive" if confirm else "is kept for the archive"
+        settings.output.say(f"the log {kept} from {min(held.values())} on")
+        if not confirm:
+            tell(settings, "nothing was changed: --confirm ends that")
+    return Exit.OK if confirm or not held else Exit.NO
 
 
 async def _follow(settings: Settings, shipper: Any, stop: asyncio.Event, label: str) -> None:
@@ -169,6 +212,8 @@ def _print_status(settings: Settings, status: ArchiveStatus) -> Exit:
         output.table(STATUS_COLUMNS, rows)
         if output.terminal:
             output.say(_lag_text(status))
+        elif not status.timelines:
+            tell(settings, _lag_text(status))
     return Exit.OK if status.timelines else Exit.NO
 
 

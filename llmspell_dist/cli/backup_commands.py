@@ -26,10 +26,12 @@ from llmspell_dist.cli.backup_options import (
     Include,
     Keys,
     Nice,
+    Plaintext,
     Scopes,
     To,
     opened,
     parse_tags,
+    tell,
     the_id,
 )
 from llmspell_dist.cli.backup_views import (
@@ -41,7 +43,7 @@ from llmspell_dist.cli.backup_views import (
 from llmspell_dist.cli.exits import Exit
 from llmspell_dist.cli.progress import shown
 from llmspell_dist.cli.settings import Settings, command, command_group
-from llmspell_dist.cli.wording import renamed, wrong
+from llmspell_dist.cli.wording import counted, renamed, wrong
 from llmspell_dist.errors import InvalidArgumentError
 
 __all__ = ["register"]
@@ -104,10 +106,13 @@ async def create(
     nice: Nice = NICE,
     to: To = None,
     keys: Keys = None,
+    plaintext: Plaintext = False,
 ) -> Exit:
     """Make a backup and print its id: the state as of one moment, while writers go on."""
     tags = parse_tags(tag)
-    async with opened(settings, to, keys, nice=nice, compression=compression) as store:
+    async with opened(
+        settings, to, keys, nice=nice, compression=compression, plaintext=plaintext
+    ) as store:
         with shown(settings) as progress:
             made = await store.create(
                 type=kind,
@@ -121,6 +126,9 @@ async def create(
                 reuse=not anew,
                 progress=progress,
             )
+    if (scopes or classes) and made.empty:
+        wanted = ", ".join([*(scopes or ()), *(classes or ())])
+        tell(settings, f"the backup is empty: nothing is there of {wanted}")
     if settings.as_json:
         settings.output.document(backup_document(made))
     elif settings.output.terminal and not settings.quiet:
@@ -142,7 +150,7 @@ async def list_(
 ) -> Exit:
     """List the backups, oldest first; those that are whole, that is."""
     wanted = parse_tags(tag)
-    async with opened(settings, to, keys) as store:
+    async with opened(settings, to, keys, reads=True) as store:
         found = [
             one
             for one in await store.list()
@@ -269,10 +277,10 @@ async def rewrap(
 
     No data is read or written.
     """
-    async with opened(settings, to, keys, older_keys=older_keys) as store:
+    async with opened(settings, to, keys, older_keys=older_keys, reads=True) as store:
         done = await store.rewrap()
     if settings.as_json:
         settings.output.document({"rewrapped": list(done)})
     else:
-        settings.output.say(f"{len(done)} keys wrapped anew")
+        settings.output.say(f"{counted(len(done), 'key')} wrapped anew")
     return Exit.OK

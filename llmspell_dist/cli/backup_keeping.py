@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from datetime import timedelta
 from typing import Annotated, Any
 
 import typer
 
 from llmspell_dist.cli.arguments import parse_ttl
-from llmspell_dist.cli.backup_options import Confirm, Keys, To, opened
+from llmspell_dist.cli.backup_options import Confirm, Keys, To, opened, tell
 from llmspell_dist.cli.exits import Exit
-from llmspell_dist.cli.output import printable
 from llmspell_dist.cli.settings import Settings, command
 from llmspell_dist.cli.wording import renamed, wrong
 from llmspell_dist.errors import InvalidArgumentError
@@ -70,7 +68,7 @@ async def prune(
     from llmspell_dist.backup.retention import RetentionPolicy  # noqa: PLC0415
 
     wanted = RetentionPolicy.parse(policy)
-    async with opened(settings, to, keys) as store:
+    async with opened(settings, to, keys, reads=True) as store:
         planned = await store.prune(wanted)
         plan, done = planned.plan, None
         if confirm:
@@ -83,7 +81,7 @@ async def prune(
             ("stays" if one.stays else "goes", one.backup.id, one.because) for one in plan.decisions
         ]
         settings.output.table(("", "ID", "BECAUSE"), rows)
-        _tell(settings, str(plan).partition("\n")[0])
+        tell(settings, str(plan).partition("\n")[0])
     else:
         settings.output.say(str(done))
     return _ended(settings, confirm=confirm, anything=bool(plan))
@@ -105,7 +103,7 @@ async def gc(
     Without --confirm it only says what would go; exit code 1 if anything would.
     """
     waited = span("--grace", grace)
-    async with opened(settings, to, keys) as store:
+    async with opened(settings, to, keys, reads=True) as store:
         found = await store.gc(confirm=confirm, grace=waited)
     if settings.as_json:
         settings.output.document(found.as_data() | {"confirmed": confirm})
@@ -125,14 +123,9 @@ def span(option: str, text: str) -> timedelta:
     return given if isinstance(given, timedelta) else timedelta(seconds=given)
 
 
-def _tell(settings: Settings, text: str) -> None:
-    if not settings.quiet:
-        print(printable(text), file=sys.stderr)
-
-
 def _ended(settings: Settings, *, confirm: bool, anything: bool) -> Exit:
     if confirm or not anything:
         return Exit.OK
     if not settings.as_json:
-        _tell(settings, "nothing was removed: --confirm does it")
+        tell(settings, "nothing was removed: --confirm does it")
     return Exit.NO

@@ -6,35 +6,44 @@ import asyncio
 import os
 import re
 import signal
+import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from llmspell_dist.cli.arguments import parse_moment
 from llmspell_dist.cli.exits import Exit
+from llmspell_dist.cli.output import printable
 from llmspell_dist.cli.priority import giving_way
 from llmspell_dist.cli.settings import Settings
 from llmspell_dist.cli.wording import wrong
 from llmspell_dist.errors import InvalidArgumentError
 from llmspell_dist.revision import Revision
 
+if TYPE_CHECKING:
+    from llmspell_dist.backup.targets import Target
+
 __all__ = [
     "KEYS_VARIABLE",
     "At",
+    "AtOrId",
     "BackupId",
     "Confirm",
     "Include",
     "Key",
     "Keys",
+    "Plaintext",
     "Scopes",
     "Timeline",
     "To",
+    "at_or_id",
     "moment",
     "opened",
     "parse_tags",
+    "tell",
     "the_id",
     "until_stopped",
 ]
@@ -46,6 +55,7 @@ OLDER_VARIABLE: Final = "LLMSPELL_BACKUP_OLDER_KEYS"
 _ID: Final = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}", re.ASCII)
 _CLOCK: Final = re.compile(r"\d{1,2}:\d\d", re.ASCII)
 _LATEST: Final = "latest"
+_HAS_ITS_OWN: Final = "must not be given with the --url of a sidecar: it has its own"
 _PANEL: Final = "Options of every backup command"
 
 To = Annotated[
@@ -82,18 +92,26 @@ Include = Annotated[
         "--include", metavar="WHAT", help="Also events, hooks or correlations; can be repeated."
     ),
 ]
-At = Annotated[
-    str,
-    typer.Option(
-        "--at", metavar="MOMENT", help="A time, a revision, the id of a backup, or latest."
-    ),
-]
+_AT: Final = typer.Option(
+    "--at", metavar="MOMENT", help="A time, a revision, the id of a backup, or latest."
+)
+At = Annotated[str, _AT]
+AtOrId = Annotated[str | None, _AT]
+"""Of a command that takes the id of a backup without an option, too."""
 Key = Annotated[
     str | None, typer.Option("--key", metavar="KEY", help="Only this key of the one scope.")
 ]
 Timeline = Annotated[
     str | None,
     typer.Option("--timeline", metavar="ID", help="Which past, after a failover that lost writes."),
+]
+Plaintext = Annotated[
+    bool,
+    typer.Option(
+        "--plaintext",
+        help="Store unencrypted without --keys, also where the newest backup is encrypted.",
+        rich_help_panel=_PANEL,
+    ),
 ]
 NICE: Final = 10
 """How far what runs in the background lets others go first, unless it is told otherwise."""
@@ -123,16 +141,22 @@ async def opened(
     *,
     older_keys: Sequence[str] | None = None,
     nice: int = 0,
+    reads: bool = False,
     **more: Any,
 ) -> AsyncIterator[Any]:
     """Open the client and the place, and close both; yields the backups.
 
     Bad input is refused before the server is asked. A sidecar has its own place: nothing that
     names another is passed over, as what is restored would come from elsewhere than was meant.
+    `reads`: the command makes nothing, so a place where nothing is may be a typing error: that is
+    said, and of a folder that is not there refused.
     SIGTERM ends the block as Ctrl-C does: what it has begun is cleared up first.
     """
     with giving_way(nice):
-        async with _ended_by_sigterm(), _opened(settings, to, keys, older_keys, more) as store:
+        async with (
+            _ended_by_sigterm(),
+            _opened(settings, to, keys, older_keys, more, reads=reads) as store,
+        ):
             yield store
 
 
@@ -164,9 +188,13 @@ async def _opened(
     keys: str | None,
     older_keys: Sequence[str] | None,
     more: Mapping[str, Any],
+    *,
+    reads: bool,
 ) -> AsyncIterator[Any]:
     if settings.through_sidecar:
         _refuse_place(to, keys, older_keys)
+        if more.get("plaintext"):
+            raise wrong("--plaintext", _HAS_ITS_OWN)
         async with settings.connect(patient=True) as spell, spell.backups.to(**more) as store:
             yield store
         return
@@ -195,9 +223,26 @@ async def _opened(
             settings.connect(patient=True) as spell,
             spell.backups.to(target, keys=wrapping, older_keys=older, **more) as store,
         ):
+            if reads:
+                await _look(settings, target, spell.namespace, given=to)
             yield store
     finally:
         await asyncio.to_thread(target.close)
+
+
+async def _look(settings: Settings, target: Target, namespace: str, *, given: str | None) -> None:
+    """Say so if there is nothing of a namespace in a place; refuse a folder that is not there."""
+    from llmspell_dist.backup.names import Layout  # noqa: PLC0415
+    from llmspell_dist.backup.targets.folder import FolderTarget  # noqa: PLC0415
+
+    def found() -> bool:
+        return next(iter(target.list(Layout(namespace).prefix)), None) is not None
+
+    if isinstance(target, FolderTarget) and not target.folder.exists():
+        rule = f"must be where backups are: there is no {target.label}; create and archive make it"
+        raise wrong(URL_VARIABLE if given is None else "--to", rule)
+    if not await asyncio.to_thread(found):
+        tell(settings, f"nothing of namespace {namespace} is in {target.label}")
 
 
 def _refuse_place(to: str | None, keys: str | None, older_keys: Sequence[str] | None) -> None:
@@ -208,7 +253,7 @@ def _refuse_place(to: str | None, keys: str | None, older_keys: Sequence[str] | 
     ):
         if given or (given is None and os.environ.get(variable)):
             named = option if given else variable
-            raise wrong(named, "must not be given with the --url of a sidecar: it has its own")
+            raise wrong(named, _HAS_ITS_OWN)
 
 
 def _given(option: str | None, variable: str) -> str:
@@ -228,6 +273,17 @@ def moment(text: str) -> str | Revision | datetime:
             raise
         rule = "must be a time (2026-11-26T14:05), a revision (1732374145123-0), a backup or latest"
         raise InvalidArgumentError("--at", text, rule) from None
+
+
+def at_or_id(at: str | None, backup_id: str | None) -> str:
+    """Return which moment is meant: by ``--at``, or by the id of a backup alone."""
+    if backup_id is None:
+        return _LATEST if at is None else at
+    if at is not None:
+        raise wrong("--at", "must not be given with ID: either says which moment is meant")
+    if backup_id != _LATEST and not _ID.fullmatch(backup_id):
+        raise InvalidArgumentError("ID", backup_id, "must be the id of a backup, or latest")
+    return backup_id
 
 
 async def the_id(store: Any, text: str) -> str:
@@ -251,6 +307,12 @@ def parse_tags(given: Sequence[str] | None) -> dict[str, str]:
             raise InvalidArgumentError("--tag", text, "must look like NAME=VALUE")
         found[name] = value
     return found
+
+
+def tell(settings: Settings, text: str) -> None:
+    """Say it on the standard error, beside the answer: a pipe gets rows only."""
+    if not (settings.quiet or settings.as_json):
+        print(printable(text), file=sys.stderr)
 
 
 @asynccontextmanager

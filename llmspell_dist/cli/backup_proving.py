@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from llmspell_dist.cli.backup_options import NICE, At, Keys, Nice, To, moment, opened, the_id
+from llmspell_dist.cli.backup_options import (
+    NICE,
+    At,
+    Keys,
+    Nice,
+    To,
+    moment,
+    opened,
+    tell,
+    the_id,
+)
 from llmspell_dist.cli.backup_views import iso, said_moment
 from llmspell_dist.cli.exits import Exit
-from llmspell_dist.cli.output import printable
 from llmspell_dist.cli.progress import shown
 from llmspell_dist.cli.settings import Settings, command
 from llmspell_dist.cli.wording import spoken
@@ -20,7 +28,17 @@ if TYPE_CHECKING:
 
 __all__ = ["register"]
 
-DRILL_COLUMNS: Final = ("ID", "AT", "MOMENT", "SCOPES", "RECORDS", "MISMATCHES", "UNCHECKED", "OK")
+DRILL_COLUMNS: Final = (
+    "ID",
+    "AT",
+    "MOMENT",
+    "SCOPES",
+    "RECORDS",
+    "MISMATCHES",
+    "UNCHECKED",
+    "OK",
+    "BACKUP",
+)
 
 
 def register(group: typer.Typer) -> None:
@@ -68,13 +86,8 @@ async def verify(
         output.document(report.as_data() | {"target": label})
     else:
         output.table((), [(one.about, one.name or "-", one.reason) for one in report.findings])
-        _tell(settings, str(report).partition("\n")[0])
+        tell(settings, str(report).partition("\n")[0])
     return Exit.OK if report.ok else Exit.DATA
-
-
-def _tell(settings: Settings, text: str) -> None:
-    if not settings.quiet:
-        print(printable(text), file=sys.stderr)
 
 
 # --- drills ---------------------------------------------------------------------------------------
@@ -110,8 +123,8 @@ async def drills(settings: Settings, *, to: To = None, keys: Keys = None) -> Exi
         output.document({"last_proof": iso(proved), "drills": documents})
     else:
         output.table(DRILL_COLUMNS, map(_drill_row, found))
-        if output.terminal and not found:
-            output.say("no backup was ever restored to try it: llmspell-dist backup drill")
+        if not found:
+            tell(settings, "no backup was ever restored to try it: llmspell-dist backup drill")
     return Exit.NO if proved is None else Exit.OK
 
 
@@ -137,6 +150,7 @@ def _drill_document(report: DrillReport) -> dict[str, Any]:
 def _drill_fields(report: DrillReport) -> list[tuple[str, object]]:
     return [
         ("restored as of", said_moment(iso(report.moment))),
+        ("backup", report.backup),
         ("from", ", ".join(report.sources)),
         ("scopes", f"{report.scopes:,}"),
         ("records", f"{report.records:,}"),
@@ -157,4 +171,5 @@ def _drill_row(report: DrillReport) -> tuple[str, ...]:
         str(report.mismatches),
         str(report.unchecked),
         "yes" if report.ok else "no",
+        report.backup,
     )

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated, Any, Final
 
 import typer
 
 from llmspell_dist.cli.backup_options import (
     At,
+    AtOrId,
     Confirm,
     Key,
     Keys,
+    Plaintext,
     Scopes,
     Timeline,
     To,
+    at_or_id,
     moment,
     opened,
+    tell,
 )
 from llmspell_dist.cli.backup_views import (
     DIFFERENCE_COLUMNS,
@@ -29,7 +32,6 @@ from llmspell_dist.cli.backup_views import (
     said_moment,
 )
 from llmspell_dist.cli.exits import Exit
-from llmspell_dist.cli.output import printable
 from llmspell_dist.cli.progress import shown
 from llmspell_dist.cli.settings import Settings, command
 from llmspell_dist.cli.wording import wrong
@@ -77,8 +79,11 @@ async def diff(
 
 async def restore(
     settings: Settings,
+    backup_id: Annotated[
+        str | None, typer.Argument(metavar="[ID]", help="Of a backup: as --at ID.")
+    ] = None,
     *,
-    at: At = "latest",
+    at: AtOrId = None,
     scopes: Scopes = None,
     key: Key = None,
     into: Annotated[
@@ -115,6 +120,7 @@ async def restore(
     limit: Limit = 1000,
     to: To = None,
     keys: Keys = None,
+    plaintext: Plaintext = False,
 ) -> Exit:
     """Put scopes back as they were at a moment: what came later goes.
 
@@ -124,9 +130,10 @@ async def restore(
     """
     if dry_run and confirm:
         raise wrong("--dry-run", "must not be given with --confirm")
+    at = at_or_id(at, backup_id)
     point, only = moment(at), _one_scope("--key", key, scopes)
     _one_scope("--into", into, scopes)
-    async with opened(settings, to, keys) as store:
+    async with opened(settings, to, keys, plaintext=plaintext) as store:
         if confirm:
             with shown(settings) as progress:
                 report = await store.restore(
@@ -164,17 +171,20 @@ async def rollback(
     limit: Limit = 1000,
     to: To = None,
     keys: Keys = None,
+    plaintext: Plaintext = False,
 ) -> Exit:
     """Put back what a restore has replaced, as it was at the very commit before it.
 
     Without --confirm it only says what would change, with exit code 1 if anything.
     """
-    async with opened(settings, to, keys) as store:
+    from llmspell_dist.backup.way_back import check_way_back  # noqa: PLC0415
+
+    async with opened(settings, to, keys, plaintext=plaintext) as store:
         if confirm:
             with shown(settings) as progress:
                 report = await store.rollback(backup_id, force=force, progress=progress)
             return _restored(settings, report)
-        await store.info(backup_id)
+        check_way_back((await store.info(backup_id)).manifest)
         found = await _difference(settings, store, backup_id, None, None, None, limit)
     return _dry(settings, found)
 
@@ -231,13 +241,7 @@ def _print_difference(settings: Settings, document: dict[str, Any], at: str, **m
         return
     settings.output.table(DIFFERENCE_COLUMNS, difference_rows(document))
     is_now = at == "latest" and not _changes(document)
-    _tell(settings, difference_text(document) + ("; latest is now" if is_now else ""))
-
-
-def _tell(settings: Settings, text: str) -> None:
-    """Say it beside the answer: a pipe gets rows only."""
-    if not (settings.quiet or settings.as_json):
-        print(printable(text), file=sys.stderr)
+    tell(settings, difference_text(document) + ("; latest is now" if is_now else ""))
 
 
 def _would_go(
@@ -248,7 +252,7 @@ def _would_go(
     if settings.as_json:
         settings.output.document({"moment": moment_, "sources": sources, "confirmed": False})
     what = f"{', '.join(scopes or ['everything'])} as of {said_moment(moment_)}"
-    _tell(settings, f"{what} would go into {elsewhere}, from {', '.join(sources)}")
+    tell(settings, f"{what} would go into {elsewhere}, from {', '.join(sources)}")
     return _ended(settings, asked=asked)
 
 
@@ -270,7 +274,7 @@ def _dry(
 def _ended(settings: Settings, *, asked: bool) -> Exit:
     if asked:
         return Exit.OK
-    _tell(settings, "nothing was changed: --confirm does it")
+    tell(settings, "nothing was changed: --confirm does it")
     return Exit.NO
 
 
@@ -283,7 +287,7 @@ def _restored(
 ) -> Exit:
     """Print what was done; exit code 1 if what was selected neither was there nor is."""
     if unknown:
-        _tell(settings, f"nothing was selected: {', '.join(unknown)} neither was there nor is now")
+        tell(settings, f"nothing was selected: {', '.join(unknown)} neither was there nor is now")
     if settings.as_json:
         settings.output.document(restored_document(report) | {"confirmed": True})
     elif not settings.quiet:

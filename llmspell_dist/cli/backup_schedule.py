@@ -8,7 +8,17 @@ import typer
 
 from llmspell_dist.cli.backup_archive import complaints
 from llmspell_dist.cli.backup_keeping import span
-from llmspell_dist.cli.backup_options import NICE, Include, Keys, Nice, To, opened, until_stopped
+from llmspell_dist.cli.backup_options import (
+    NICE,
+    Include,
+    Keys,
+    Nice,
+    Plaintext,
+    To,
+    opened,
+    tell,
+    until_stopped,
+)
 from llmspell_dist.cli.backup_views import iso
 from llmspell_dist.cli.exits import Exit
 from llmspell_dist.cli.settings import Settings, command
@@ -63,11 +73,12 @@ async def schedule(
     nice: Nice = NICE,
     to: To = None,
     keys: Keys = None,
+    plaintext: Plaintext = False,
 ) -> Exit:
     """Make backups by a cron expression until SIGTERM or Ctrl-C.
 
     Run it wherever you like, several times too: each backup is made by one of them, and another one
-    takes over when that dies.
+    takes over when that dies. With --status exit code 1 if none has run it yet.
     """
     if once and status:
         raise wrong("--once", "must not be given with --status")
@@ -79,18 +90,20 @@ async def schedule(
         retention=policy,
         include=tuple(include or ()),
     )
-    async with opened(settings, to, keys, nice=nice) as store:
+    async with opened(settings, to, keys, nice=nice, plaintext=plaintext) as store:
         one = store.on_schedule(wanted)
         if not (status or once):
             with complaints():
                 async with until_stopped() as stop:
                     await one.run(stop)
         found = await (one.once() if once else one.status())
+    if status and not found.begun:
+        tell(settings, f"no process has run schedule {wanted.name} yet")
     if settings.as_json:
         settings.output.document(_document(found))
     else:
         settings.output.fields(_document(found).items())
-    return Exit.OK
+    return Exit.NO if status and not found.begun else Exit.OK
 
 
 def _schedule(**fields: Any) -> Any:
@@ -108,6 +121,7 @@ def _document(found: ScheduleStatus) -> dict[str, Any]:
     return {
         "name": found.schedule.name,
         "schedule": str(found.schedule),
+        "begun": found.begun,
         "next": iso(found.next),
         "runs": progress.runs,
         "missed": progress.missed,

@@ -31,7 +31,18 @@ __all__ = [
 ]
 
 BACKUP_COLUMNS: Final = (
-    *("ID", "TYPE", "MOMENT", "SCOPES", "RECORDS", "SIZE", "PARENT", "TAGS", "MADE FOR"),
+    *(
+        "ID",
+        "TYPE",
+        "MOMENT",
+        "SCOPES",
+        "RECORDS",
+        "SIZE",
+        "PARENT",
+        "TAGS",
+        "MADE FOR",
+        "ENCRYPTED",
+    ),
 )
 DIFFERENCE_COLUMNS: Final = ("WHAT", "SCOPE", "KEY")
 
@@ -69,6 +80,7 @@ def backup_document(info: BackupInfo) -> dict[str, Any]:
         "encrypted": info.encrypted,
         "compression": manifest.compression,
         "filtered": manifest.filtered,
+        "empty": info.empty,
         "sections": list(manifest.sections),
         "tags": dict(manifest.tags),
         "importance": manifest.importance,
@@ -97,7 +109,12 @@ def backup_row(info: BackupInfo, *, terminal: bool) -> tuple[str, ...]:
         info.parent or "-",
         " ".join(f"{name}={value}" for name, value in info.manifest.tags.items()) or "-",
         info.manifest.reason + (", some scopes" if info.manifest.filtered else ""),
+        _yes(info.encrypted),
     )
+
+
+def _yes(flag: bool) -> str:
+    return "yes" if flag else "no"
 
 
 def _cell(moment: datetime | None) -> str:
@@ -116,9 +133,10 @@ def backup_fields(info: BackupInfo) -> Iterator[tuple[str, object]]:
     yield "records", f"{stats.records:,}"
     yield "log entries", f"{stats.entries:,}"
     reused = f", {size(stats.reused_bytes)} were there already" if stats.reused_bytes else ""
-    yield "stored", f"{size(stats.stored_bytes)} of {size(stats.plain_bytes)}{reused}"
+    yield "stored", f"{size(stats.stored_bytes)}{reused}"
+    yield "uncompressed", size(stats.plain_bytes)
     yield "compression", manifest.compression
-    yield "encrypted", "yes" if info.encrypted else "no"
+    yield "encrypted", _yes(info.encrypted)
     yield "holds also", ", ".join(manifest.sections) or None
     yield "importance", manifest.importance
     yield "tags", ", ".join(f"{name}={text}" for name, text in manifest.tags.items()) or None
@@ -195,8 +213,8 @@ def restored_fields(
     """Yield what there is to say about a restore; `namespace`: the other one that it went into."""
     yield "restored as of", f"{_cell(report.moment)} (revision {report.revision or '-'})"
     yield "from", ", ".join(report.sources)
-    yield "scopes", f"{report.scopes:,}"
-    yield "records", f"{report.records:,}"
+    yield "scopes", f"{report.scopes:,} put back, {len(report.emptied):,} emptied"
+    yield "records", f"{report.records:,} put back"
     yield "emptied", ", ".join(report.emptied) or None
     yield "inexact keys", len(report.inexact)
     yield "took", spoken(report.seconds)

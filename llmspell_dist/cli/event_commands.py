@@ -23,7 +23,7 @@ from llmspell_dist.cli.events import (
 from llmspell_dist.cli.exits import Exit
 from llmspell_dist.cli.output import Output, printable
 from llmspell_dist.cli.settings import PATIENCE_S, Settings, command, command_group
-from llmspell_dist.cli.wording import wrong
+from llmspell_dist.cli.wording import renamed, wrong
 from llmspell_dist.errors import InvalidArgumentError
 from llmspell_dist.events import DurableSubscription, Event, SubscriptionNotFoundError
 from llmspell_dist.events.looking import MOST_LISTED, check_id
@@ -203,7 +203,7 @@ def _event(event_type: str, data: Any, **fields: Any) -> Event:
     except InvalidArgumentError as error:
         typed = {"type": "TYPE", "tags": "--tag", "correlation_id": "--correlation"}
         name = typed.get(error.argument, f"--{error.argument}")
-        raise InvalidArgumentError(name, error.value, error.rule) from None
+        raise renamed(error, name) from None
 
 
 # --- queues and dead letters ----------------------------------------------------------------------
@@ -248,7 +248,7 @@ async def dead(
         try:
             letters = await spell.events.dead_letters(name, limit=limit, after=after)
         except InvalidArgumentError as error:
-            raise InvalidArgumentError("--after", error.value, error.rule) from None
+            raise renamed(error, "--after") from None
         if not letters and await _found(spell.events, name) is None:
             raise SubscriptionNotFoundError(name)
     output, more = settings.output, len(letters) == limit
@@ -369,6 +369,10 @@ def _report(settings: Settings, name: str, done_what: str, done: int, wanted: in
     if settings.as_json:
         settings.output.document({"name": name, done_what: done, "missing": wanted - done})
     else:
-        missing = f", {wanted - done} were not there" if done < wanted else ""
+        missing = f", {_not_there(wanted - done)}" if done < wanted else ""
         settings.output.say(f"{done} {done_what}{missing}")
     return Exit.OK if done == wanted else Exit.NO
+
+
+def _not_there(count: int) -> str:
+    return f"{count} {'was' if count == 1 else 'were'} not there"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from llmspell_dist.backup.errors import BackupKeyError
-from llmspell_dist.errors import SpellError, StoreUnavailableError
+from llmspell_dist.backup.errors import BackupKeyError, RestoreRefusedError
+from llmspell_dist.errors import InvalidScopeError, SpellError, StoreUnavailableError
 from llmspell_dist.security.errors import KeyProviderError, KeyProviderUnavailableError
 
 __all__ = ["hint_of"]
@@ -27,6 +27,7 @@ _HINTS: Final[Mapping[str, str]] = {
     "BACKUP_DIVERGED": "make it again",
     "BACKUP_IN_PROGRESS": _LATER,
     "BACKUP_TARGET_PERMISSION": "docs/backup/s3.md lists the rights that are needed",
+    "UNKNOWN_HOOK_POINT": "docs/hooks/README.md lists them",
     "RESTORE_REFUSED": "lease ls shows who holds what; --force breaks leases",
 }
 
@@ -39,6 +40,10 @@ def hint_of(error: SpellError) -> str | None:
     """Return what to do about an error, in few words."""
     if isinstance(error, StoreUnavailableError) and any(map(error.said.count, _NOBODY_THERE)):
         return "--url or LLMSPELL_URL says where a server is; server start starts one here"
+    if isinstance(error, RestoreRefusedError) and not error.scope:
+        return None  # no lease stands in the way
+    if isinstance(error, InvalidScopeError) and any(char in error.value for char in "*?["):
+        return "one scope is meant; scopes --prefix agent: lists all of a kind"
     cause = error.__cause__ if isinstance(error, BackupKeyError) else error
     if isinstance(cause, KeyProviderUnavailableError):
         return _LATER

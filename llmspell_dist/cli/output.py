@@ -13,6 +13,10 @@ __all__ = ["Output", "printable"]
 
 _PAGE: Final = 200
 """Rows whose widths decide those of a table's columns."""
+_IDS: Final = frozenset({"ID", "PARENT", "BACKUP", "TIMELINE", "CORRELATION"})
+"""Columns that are never folded: other commands take what stands there."""
+_NARROWEST: Final = 6
+"""So many characters wide every other column is."""
 _HIDDEN_CATEGORIES: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
 
@@ -134,10 +138,16 @@ class Output:
         from rich.text import Text  # noqa: PLC0415
 
         table = Table(box=None, show_header=heading, pad_edge=False, header_style="bold")
+        least = 0
         for place in range(len(rows[0])):
             name = columns[place] if columns else ""
-            table.add_column(name, overflow="fold", style="cyan" if place == 0 else "")
+            whole, style = name in _IDS, "cyan" if place == 0 else ""
+            table.add_column(name, overflow="fold", no_wrap=whole, style=style)
+            least += max(len(row[place]) for row in rows) if whole else _NARROWEST
         for row in rows:
             # Text, because brackets in a key are no markup.
             table.add_row(*[Text(printable(cell)) for cell in row])
-        Console().print(table)
+        # Where ids leave nothing to the others, the terminal may break the lines.
+        console = Console()
+        console.width = max(console.width, least + 2 * len(rows[0]) if _IDS & {*columns} else 0)
+        console.print(table)

@@ -14,6 +14,7 @@ from llmspell_dist.cli import sidecar_options as options
 from llmspell_dist.cli.exits import Exit
 from llmspell_dist.cli.settings import Settings, command
 from llmspell_dist.cli.wording import wrong
+from llmspell_dist.errors import needs_package
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -83,8 +84,7 @@ def sidecar(
     try:
         _serve(settings, wanted, log_format)
     except ModuleNotFoundError as missing:
-        rule = f"needs {missing.name}: install llmspell-dist[sidecar]"
-        raise wrong("sidecar", rule) from None
+        raise wrong("sidecar", needs_package(missing.name or "", "sidecar")) from None
     except OSError as error:
         raise wrong("--bind", f"cannot be served: {error}") from None
     return Exit.OK

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from llmspell_dist.cli.output import printable
+from llmspell_dist.cli.wording import counted
 from llmspell_dist.correlation import EntryKind
 from llmspell_dist.correlation.documents import about
 
@@ -50,7 +51,10 @@ def entry_row(entry: TimelineEntry) -> tuple[str, ...]:
 def summary(timeline: Timeline) -> str:
     """Return a timeline in a line."""
     said = timeline.statistics
-    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(said.by_kind.items()))
+    kinds = ", ".join(
+        counted(count, str(kind), "unknown" if kind == EntryKind.UNKNOWN else "")
+        for kind, count in sorted(said.by_kind.items())
+    )
     more = " and more" if timeline.truncated else ""
     started = "" if said.started is None else said.started.isoformat(timespec="milliseconds")
     return f"{timeline.correlation_id}: {kinds}{more}, {_span(said.duration)} from {started}"

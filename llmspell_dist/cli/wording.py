@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
+from llmspell_dist.backup.errors import BackupKeyError
 from llmspell_dist.config import NAMESPACE_VARIABLE, URL_VARIABLE
 from llmspell_dist.errors import InvalidArgumentError, SpellError
+from llmspell_dist.quantities import counted, spoken
 from llmspell_dist.watch.errors import WatchTrimmedError
 
 __all__ = ["counted", "described", "renamed", "spoken", "wrong"]
@@ -35,6 +37,7 @@ _TYPED: Final = {
     "name": "--name",
     "parent": "--parent",
     "pattern": "PATTERN",
+    "point": "--point",
     "policy": "--policy",
     "prefix": "--prefix",
     "reason": "--reason",
@@ -53,8 +56,6 @@ _TYPED: Final = {
 }
 _EVERYWHERE: Final = {"url": URL_VARIABLE, "namespace": NAMESPACE_VARIABLE}
 """May also come from the environment."""
-
-_NOTATION: Final = (("d", 86_400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1))
 
 
 def wrong(argument: str, rule: str) -> InvalidArgumentError:
@@ -77,33 +78,22 @@ def described(error: SpellError, words: Sequence[str]) -> tuple[str, dict[str, A
     facts = error.facts
     if isinstance(error, WatchTrimmedError):
         return str(error).replace('watch with on_trimmed="snapshot"', "use --snapshot"), facts
+    if isinstance(error, BackupKeyError):
+        return str(error).replace("plaintext=True", "--plaintext"), facts
     if not isinstance(error, InvalidArgumentError):
         return str(error), facts
     name = _TYPED.get(error.argument)
     variable = _EVERYWHERE.get(error.argument)
     if variable is not None:
         option = f"--{error.argument}"
-        given = any(word == option or word.startswith(f"{option}=") for word in words)
-        name = option if given else variable
+        name = option if _given(option, words) else variable
+    # Of a lease there is a --token, too.
+    if error.argument == "token" and _given("--token-file", words) and not _given(name, words):
+        name = "--token-file"
     if name is None:
         return str(error), facts
     return f"{name} {error.rule}, got {error.value}", facts | {"argument": name}
 
 
-def counted(count: int, one: str, many: str = "") -> str:
-    """Return a number with what is counted: 1 key, 2 keys."""
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
-
-
-def spoken(seconds: float) -> str:
-    """Return a duration for people, in the notation of ``--ttl``: 50ms, 4.2s, 3m12s, 2d3h."""
-    if seconds < 1:
-        return f"{max(0, round(seconds * 1000))}ms"
-    tenths = round(seconds * 10)
-    if tenths < 600:
-        return f"{tenths / 10:g}s"
-    whole = tenths // 10
-    unit, size, below, small_size = next(row for row in _NOTATION if whole >= row[1])
-    large, rest = divmod(whole, size)
-    small = rest // small_size
-    return f"{large}{unit}{small}{below}" if small else f"{large}{unit}"
+def _given(option: str | None, words: Sequence[str]) -> bool:
+    return any(word == option or word.startswith(f"{option}=") for word in words)

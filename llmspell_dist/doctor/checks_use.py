@@ -7,6 +7,7 @@ from typing import Final
 
 from llmspell_dist.doctor import rights as needed
 from llmspell_dist.doctor.facts import Facts, Finding, Severity
+from llmspell_dist.quantities import spoken
 from llmspell_dist.records import FORMAT
 
 __all__ = ["clock", "commit", "holds", "latency", "log", "namespace", "protocol", "rights", "tls"]
@@ -18,6 +19,10 @@ SLOW_MS, TOO_SLOW_MS = 5.0, 50.0
 SPIKE: Final = 20.0
 """The slowest may take this many medians (and more than `SLOW_MS`) before it is a warning."""
 SKEW_S, TOO_MUCH_SKEW_S = 1.0, 60.0
+LONG: Final = timedelta(days=7)
+"""After which a hold should have moved, if the log's retention has no age."""
+ARCHIVE: Final = "archive"
+"""The hold of the archive."""
 OVERDUE: Final = 1.2
 """A log longer than this many times its retention is one that nobody shortens."""
 HOLD_WARNING, HOLD_PROBLEM = 0.5, 0.8
@@ -154,8 +159,7 @@ def log(facts: Facts) -> Finding:
     limit = kept.max_age
     if not longest.holds and limit is not None and age_s > OVERDUE * limit.total_seconds():
         advice = "Start a client with this retention: a running one shortens the log every second."
-        days = timedelta(seconds=int(age_s))
-        return Finding(check, WARNING, f"{found}; the oldest is {days} old", advice)
+        return Finding(check, WARNING, f"{found}; the oldest is {spoken(age_s)} old", advice)
     return Finding(check, OK, found)
 
 
@@ -166,8 +170,8 @@ def _age_s(facts: Facts) -> float:
 
 
 def holds(facts: Facts) -> Finding:
-    """Whether an archiver or snapshot lost entries that it still needed."""
-    check = "holds"
+    """Whether an archiver or snapshot lost entries that it still needed, or has ended unnoticed."""
+    check, limit = "holds", facts.retention.max_age or LONG
     if facts.logs is None:
         return Finding(check, INFO, "the log could not be read")
     broken = sorted({name for stat in facts.logs for name in stat.broken})
@@ -175,5 +179,18 @@ def holds(facts: Facts) -> Finding:
         found = f"broken at the log's cap: {', '.join(broken)}; what they held is gone"
         advice = "Take a new base for what they archive, then hold again or release them."
         return Finding(check, PROBLEM, found, advice)
+    still_s, longest = max(
+        (
+            ((stat.last.ms - at.ms) / 1000, name)
+            for stat in facts.logs
+            for name, at in stat.holds.items()
+            if stat.last is not None
+        ),
+        default=(0.0, ""),
+    )
+    if still_s > OVERDUE * limit.total_seconds():
+        found = f"hold {longest} has not moved for {spoken(still_s)}: the log grows"
+        ends = "backup archive --forget" if longest == ARCHIVE else f"log.release({longest!r})"
+        return Finding(check, WARNING, found, f"Let {longest} go on, or end it: {ends}.")
     held = sorted({name for stat in facts.logs for name in stat.holds})
     return Finding(check, OK, f"held by {', '.join(held)}" if held else "no holds")

@@ -83,6 +83,7 @@ class RemoteBackups:
         keys: KeyProvider | str | None = None,
         older_keys: Iterable[KeyProvider | str] = (),
         compression: Compression | str = "zstd",
+        plaintext: bool = False,
     ) -> RemoteBackupStore:
         """Return the backups that are kept in the sidecar's place; nothing is read or written yet.
 
@@ -94,6 +95,8 @@ class RemoteBackups:
         for name, value in named:
             if value is not None:
                 _refuse(f"backups.to({name}=…)", "the sidecar was given its place, with its keys")
+        if plaintext:
+            _refuse("backups.to(plaintext=True)", "the sidecar was given its place, with its keys")
         if compression != "zstd":
             _refuse("backups.to(compression=…)", "the sidecar compresses with zstd")
         return RemoteBackupStore(self._transport)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol, runtime_checkable
 
-from llmspell_dist.errors import InvalidArgumentError
+from llmspell_dist.errors import InvalidArgumentError, needs_package
 from llmspell_dist.security.errors import KeyProviderError, KeyProviderUnavailableError
 
 __all__ = ["EnvironmentKeys", "FileKeys", "KeyProvider", "Wrapped"]
@@ -147,7 +147,9 @@ class FileKeys(_LocalKeys):
         if version is None:
             version = _next(self.versions())
         _check_version(version)
-        text = base64.b64encode(secrets.token_bytes(KEY_BYTES)) + b"\n"
+        secret = secrets.token_bytes(KEY_BYTES)
+        _aead(secret)  # where the package is missing that is said now, not by the first backup
+        text = base64.b64encode(secret) + b"\n"
         new = self.path / f".{version}.{secrets.token_hex(4)}.new"
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -283,7 +285,7 @@ def _aead(secret: bytes) -> _Aead:
     try:
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415 - optional
     except ImportError:
-        rule = "needs the package cryptography: install llmspell-dist[backup]"
+        rule = needs_package("cryptography", "backup")
         raise InvalidArgumentError("encryption", "aes-256-gcm", rule) from None
     return AESGCM(secret)
 

@@ -69,6 +69,21 @@ async def test_it_touches_only_what_the_restore_was_asked_for(
     assert await state.get("agent:new", "v") == 1
 
 
+async def test_a_backup_that_no_restore_made_is_no_way_back(
+    spell: Spell, kept: BackupStore
+) -> None:
+    """It would bring back all of it; nothing is changed."""
+    await spell.state.set("agent:a", "k", 1)
+    made = await kept.create()
+    await spell.state.set("agent:a", "k", 2)
+    with pytest.raises(RestoreRefusedError, match=f"{made.id} is no way back of a restore"):
+        await kept.rollback(made.id)
+    assert await spell.state.get("agent:a", "k") == 2
+    report = await kept.restore(made.id)
+    await kept.rollback(report.rollback or "")
+    assert await spell.state.get("agent:a", "k") == 2
+
+
 async def test_what_came_where_nothing_was_goes_again(spell: Spell, kept: BackupStore) -> None:
     """A scope that was cleared, one that the restore made, one beside others."""
     state = spell.state

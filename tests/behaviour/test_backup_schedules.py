@@ -72,10 +72,13 @@ class Place:
         """Note a policy."""
         self.pruned.append(policy.text)
 
+    async def check(self) -> None:
+        """Refuse nothing."""
+
     @property
     def work(self) -> Work:
         """What a schedule is given."""
-        return Work(self.taken, self.create, self.prune)
+        return Work(self.taken, self.create, self.prune, self.check)
 
 
 @pytest.fixture

@@ -132,7 +132,7 @@ async def test_pruning_shows_first_and_removes_on_confirm(spell: Spell, kept: Ba
         assert done.report.backups == made[:1]
         assert not done.report.left
         assert done.as_data()["backups"] == made[:1]
-        assert str(done).startswith("1 backups, ")
+        assert str(done).startswith("1 backup, ")
         started, completed = await take(told, 2)
         assert (started.type, completed.type) == ("cleanup.started", "cleanup.completed")
         assert completed.data["freed_bytes"] == done.report.freed > 0

@@ -501,7 +501,7 @@ async def test_an_encrypted_backup_uses_nothing_of_one_that_is_not(
     second.generate()
     known: set[str] = set()
     for keys in (None, first, second, None):
-        async with spell.backups.to(place, keys=keys) as backups:
+        async with spell.backups.to(place, keys=keys, plaintext=keys is None) as backups:
             manifest = (await backups.create()).manifest
             assert {bool(ref.key) for ref in manifest.objects} == {keys is not None}
             if keys is not None:

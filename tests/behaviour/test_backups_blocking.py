@@ -13,7 +13,7 @@ import pytest
 
 from llmspell_dist import blocking
 from llmspell_dist.backup.archive.shipper import Shipper as AsyncShipper
-from llmspell_dist.backup.errors import BackupKeyError, BackupNotFoundError
+from llmspell_dist.backup.errors import BackupKeyError, BackupNotFoundError, RestoreRefusedError
 from llmspell_dist.backup.manifest import BackupType
 from llmspell_dist.backup.progress import Phase, Progress
 from llmspell_dist.backup.schedule_model import BackupSchedule
@@ -43,6 +43,12 @@ def kept(client: blocking.Spell, tmp_path: Path) -> Iterator[BackupStore]:
     keys.generate()
     with client.backups.to(f"file://{tmp_path}/backups", keys=keys) as kept:
         yield kept
+
+
+def test_a_backup_that_no_restore_made_is_no_way_back(kept: BackupStore) -> None:
+    """As of the other surface."""
+    with pytest.raises(RestoreRefusedError, match="no way back"):
+        kept.rollback(kept.create().id)
 
 
 def surface(cls: type) -> dict[str, Any]:

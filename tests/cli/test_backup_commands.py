@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -86,7 +87,16 @@ def test_the_document_of_a_backup(kept: Here) -> None:
     made = _document(kept("--json", "backup", "create", "--include", "events", "--tag", "a=b"))
     assert set(made) == {
         *("id", "type", "created", "moment", "revision", "parent", "base", "timeline"),
-        *("encrypted", "compression", "filtered", "sections", "tags", "importance", "reason"),
+        *(
+            "encrypted",
+            "compression",
+            "filtered",
+            "empty",
+            "sections",
+            "tags",
+            "importance",
+            "reason",
+        ),
         *("server", "writer", "scopes", "records", "entries", "plain_bytes", "stored_bytes"),
         *("reused_bytes", "seconds", "inexact", "shards"),
     }
@@ -108,13 +118,128 @@ def test_selections(kept: Here) -> None:
     found = _document(kept("--json", "backup", "info", some))
     assert (found["filtered"], found["scopes"], found["records"]) == (True, 2, 2)
     everything = _create(kept)
-    assert [[row[0], row[-1]] for row in _cells(kept("backup", "list").out)] == [
+    assert [[row[0], row[8]] for row in _cells(kept("backup", "list").out)] == [
         [some, "manual, some scopes"],
         [everything, "manual"],
     ]
     refused = kept("backup", "create", "--scope", "agent:*", "--type", "incremental")
     assert refused.code == Exit.USAGE
     assert "--type cannot select" in refused.err
+
+
+def test_restore_takes_the_id_of_a_backup(kept: Here) -> None:
+    """As the other commands do: it is --at ID; both at once are refused, as anything else is."""
+    _set(kept, "agent:alice", mood="curious")
+    made = _create(kept)
+    _set(kept, "agent:alice", mood="tired")
+    both = kept("backup", "restore", made, "--at", made)
+    assert (both.code, "--at must not be given with ID" in both.err) == (Exit.USAGE, True)
+    other = kept("backup", "restore", "agent:alice")
+    assert "ID must be the id of a backup, or latest, got 'agent:alice'" in other.err
+    assert kept("backup", "restore", made, "--confirm").code == 0
+    assert kept("get", "agent:alice", "mood").out == '"curious"\n'
+
+
+def test_a_scope_that_is_none_is_told_once(kept: Here) -> None:
+    """With the rule that it breaks."""
+    refused = kept("backup", "create", "--scope", "agents:x").err
+    assert refused.endswith("workflow:<id>/step:<name>, got 'agents:x'\n")
+    assert refused.count("agents:x") == 1
+
+
+def test_keygen_says_what_is_missing(
+    kept: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rather than make a key that nothing here can use."""
+    monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.ciphers.aead", None)
+    refused = kept("backup", "keygen")
+    assert refused.code == Exit.USAGE
+    assert "needs the package cryptography: pip install 'llmspell-dist[backup]'" in refused.err
+    assert [one.name for one in (tmp_path / "keys").iterdir()] == ["v1.key"]
+
+
+def test_a_selection_of_nothing_is_said(kept: Here) -> None:
+    """The backup is made, and empty: a scope may have been typed wrong."""
+    _set(kept, "agent:alice", mood="curious")
+    made = kept("backup", "create", "--scope", "agent:nothere")
+    assert (made.code, made.err) == (0, "the backup is empty: nothing is there of agent:nothere\n")
+    assert _document(kept("--json", "backup", "create", "--scope", "agent:no"))["empty"] is True
+    assert _document(kept("--json", "backup", "create", "--scope", "agent:*"))["empty"] is False
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("list",), ("gc",), ("prune", "--policy", "last=1"), ("rewrap",)],
+    ids=lambda words: words[0],
+)
+def test_a_folder_that_is_not_there_is_no_empty_place(
+    kept: Here, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    """It is a typing error, most likely; a place without backups of the namespace is said to be."""
+    refused = kept("backup", *words, "--to", f"file://{tmp_path}/not-there")
+    assert (refused.code, refused.out) == (Exit.USAGE, "")
+    assert f"--to must be where backups are: there is no file://{tmp_path}/not-there" in refused.err
+    assert not (tmp_path / "not-there").exists()
+    (tmp_path / "other").mkdir()
+    empty = kept("backup", *words, "--to", f"file://{tmp_path}/other")
+    assert empty.code == 0
+    assert empty.err.startswith("nothing of namespace ")
+
+
+def test_what_a_restore_empties_is_told(kept: Here) -> None:
+    """Beside the scopes that it put back."""
+    _set(kept, "agent:alice", mood="curious")
+    made = _create(kept)
+    _set(kept, "agent:bob", mood="tired")
+    done = kept("backup", "restore", "--at", made, "--scope", "agent:bob", "--confirm")
+    fields = dict(_cells(done.out))
+    assert (fields["scopes"], fields["records"]) == ("0 put back, 1 emptied", "0 put back")
+    assert fields["emptied"] == "agent:bob"
+
+
+def test_sizes_are_said_apart(kept: Here) -> None:
+    """What is stored of little is more than it: there is no `445 B of 313 B`."""
+    _set(kept, "agent:alice", mood="curious")
+    _create(kept)
+    fields = dict(_cells(kept("backup", "info").out))
+    assert all(" of " not in fields[name] for name in ("stored", "uncompressed"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("create",), ("create", "--type", "incremental"), ("archive", "--once")],
+    ids=" ".join,
+)
+def test_forgotten_keys_make_no_plaintext(kept: Here, words: tuple[str, ...]) -> None:
+    """Where backups are encrypted it has to be asked for; the list tells which are."""
+    _set(kept, "agent:alice", mood="curious")
+    _create(kept, "--keep-log")
+    refused = kept("backup", *words, "--keys", "")
+    assert refused.code == Exit.DATA
+    assert "--plaintext stores unencrypted" in refused.err
+    assert "--keys or LLMSPELL_BACKUP_KEYS" in refused.err
+    _create(kept, "--keys", "", "--plaintext")
+    assert [row[9] for row in _cells(kept("backup", "list").out)] == ["yes", "no"]
+
+
+def test_a_schedule_without_the_keys_is_refused(kept: Here) -> None:
+    """At once, not when the first backup is due."""
+    _create(kept)
+    refused = kept("backup", "schedule", "--cron", "0 0 1 1 *", "--once", "--keys", "")
+    assert (refused.code, "--plaintext" in refused.err) == (Exit.DATA, True)
+
+
+def test_only_a_way_back_undoes_a_restore(kept: Here) -> None:
+    """A backup that was made otherwise is refused, with and without --confirm."""
+    _set(kept, "agent:alice", mood="curious")
+    made = _create(kept)
+    _set(kept, "agent:alice", mood="tired")
+    for more in ((), ("--confirm",)):
+        refused = kept("backup", "rollback", made, *more)
+        assert refused.code == Exit.CONFLICT
+        assert f"{made} is no way back of a restore: it was made for 'manual'" in refused.err
+        assert "--force" not in refused.err
+    assert kept("get", "agent:alice", "mood").out == '"tired"\n'
 
 
 @pytest.mark.parametrize(
@@ -299,7 +424,9 @@ def test_a_lease_stands_in_the_way(kept: Here, url: str, namespace: str) -> None
 
 def test_a_drill_proves_and_is_remembered(kept: Here) -> None:
     """Nothing is proved at first, which is exit code 1."""
-    assert kept("backup", "drills").code == 1
+    nothing = kept("backup", "drills")
+    said = "no backup was ever restored to try it: llmspell-dist backup drill\n"
+    assert (nothing.code, nothing.out, nothing.err) == (1, "", said)
     _set(kept, "agent:alice", mood="curious")
     _create(kept)
     _set(kept, "agent:alice", mood="busy")
@@ -311,7 +438,7 @@ def test_a_drill_proves_and_is_remembered(kept: Here) -> None:
     assert [one["id"] for one in _document(listed)["drills"]] == [report["id"]]
     assert _document(listed)["last_proof"] == report["at"]
     (row,) = _cells(kept("backup", "drills").out)
-    assert (row[0], row[-1]) == (report["id"], "yes")
+    assert (row[0], *row[-2:]) == (report["id"], "yes", report["backup"])
 
 
 # --- files and keys -------------------------------------------------------------------------------

@@ -222,6 +222,7 @@ def test_what_is_archived(kept: Here) -> None:
     """Exit code 1 while nothing is; then a row for each stretch without a gap."""
     nothing = kept("backup", "archive")
     assert (nothing.code, nothing.out) == (Exit.NO, "")
+    assert nothing.err == "there is no archive: llmspell-dist backup archive --follow\n"
     kept("set", "agent:alice", "mood", "0")
     kept("backup", "archive", "--once")
     last = kept("set", "agent:alice", "mood", "1").out.strip()
@@ -233,6 +234,26 @@ def test_what_is_archived(kept: Here) -> None:
     (timeline,) = status["timelines"]
     assert (status["pending"], timeline["id"], timeline["gaps"]) == (0, row[0], 0)
     assert timeline["shards"][0]["covered"][-1]["upto"] == last
+
+
+def test_an_archive_that_has_ended_lets_the_log_go(kept: Here) -> None:
+    """When it is confirmed: its hold is released; what is archived stays."""
+    for value in ("0", "1"):
+        kept("set", "agent:alice", "mood", value)
+        kept("backup", "archive", "--once")
+    (timeline,) = _document(kept("--json", "backup", "archive"))["timelines"]
+    dry = kept("backup", "archive", "--forget")
+    assert (dry.code, dry.err) == (Exit.NO, "nothing was changed: --confirm ends that\n")
+    assert "the log is kept for the archive from " in dry.out
+    assert "archive" in kept("stat").out
+    done = _document(kept("--json", "backup", "archive", "--forget", "--confirm"))
+    assert (list(done["held"]), done["confirmed"]) == (["0"], True)
+    again = kept("backup", "archive", "--forget")
+    assert (again.code, again.out) == (0, "no log is kept for an archive\n")
+    (left,) = _document(kept("--json", "backup", "archive"))["timelines"]
+    assert left["shards"] == timeline["shards"]
+    assert kept("backup", "archive", "--forget", "--once").code == Exit.USAGE
+    assert kept("backup", "archive", "--confirm").code == Exit.USAGE
 
 
 @pytest.fixture
@@ -331,10 +352,13 @@ def test_a_schedule_is_served_until_it_is_told_to_end(
 ) -> None:
     """SIGTERM ends it with 0; how far it has come is kept."""
     words = ("--cron", "0 3 * * *", "--full-every", "7d")
+    unknown = kept("backup", "schedule", "--status", *words)
+    assert (unknown.code, unknown.err) == (Exit.NO, "no process has run schedule main yet\n")
     fresh = _document(kept("--json", "backup", "schedule", "--status", *words))
+    assert fresh["begun"] is False
     assert set(fresh) == {
         *("name", "schedule", "next", "runs", "missed", "attempts", "last_due", "last_ended"),
-        *("last_backup", "last_type", "last_error"),
+        *("last_backup", "last_type", "last_error", "begun"),
     }
     assert fresh["schedule"] == ("main: 0 3 * * * UTC, a full one every 7 days, else incremental")
     process = started("schedule", "--json", *words)

@@ -283,3 +283,16 @@ def test_a_broken_hold_is_a_problem_that_is_named() -> None:
     known = facts(logs=(stat,))
     assert severity("holds", known) is PROBLEM
     assert "archiver" in CHECKS["holds"](known).found
+
+
+@pytest.mark.parametrize(("behind_ms", "expected"), [(0, OK), (DAY_MS, OK), (2 * DAY_MS, WARNING)])
+def test_a_hold_that_nobody_moves_is_reported(behind_ms: int, expected: Severity) -> None:
+    """It keeps more than the retention would: of an archive that has ended, say."""
+    last = Revision(9 * DAY_MS, 0)
+    stat = LogStat("0", 10, last, last, {"archive": Revision(last.ms - behind_ms, 0)}, {})
+    known = facts(logs=(stat,), retention=RETENTION)
+    assert severity("holds", known) is expected
+    if expected is WARNING:
+        finding = CHECKS["holds"](known)
+        assert "hold archive has not moved for 2d" in finding.found
+        assert "backup archive --forget" in finding.advice

@@ -267,7 +267,7 @@ async def test_replay_puts_back_some_or_all(
     ids = await _letters(spell, *range(4))
     assert (await ask("events", "replay", "q", ids[0], ids[0])).out == "1 replayed\n"
     done = await ask("events", "replay", "q", ids[0], ids[1])
-    assert (done.code, done.out) == (1, "1 replayed, 1 were not there\n")
+    assert (done.code, done.out) == (1, "1 replayed, 1 was not there\n")
     assert (event_store.queue("q"), event_store.dead("q")) == (2, 2)
     said = json.loads((await ask("events", "replay", "q", "--json")).out)
     assert said == {"name": "q", "replayed": 2, "missing": 0}

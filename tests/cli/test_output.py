@@ -51,3 +51,20 @@ def test_quiet_leaves_confirmations_out(capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().out == ""
     Output(as_json=False, quiet=False).say("done")
     assert capsys.readouterr().out == "done\n"
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_ids_are_never_folded(
+    width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other commands take them, so other columns give way; those never vanish."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    ids = ("20261126T231815Z-04ee0914", "20261126T231816Z-04ee0915")
+    row = (ids[0], "incremental", "2026-11-26T23:18:15.123+00:00", "12", "3", "1.2 kB", ids[1])
+    output = Output(as_json=False, quiet=False)
+    output.terminal = True
+    columns = ("ID", "TYPE", "MOMENT", "SCOPES", "RECORDS", "SIZE", "PARENT", "TAGS", "MADE FOR")
+    output.table(columns, [(*row, "why=release 7", "manual, some scopes")])
+    shown = capsys.readouterr().out
+    assert all(one in shown for one in (*ids, "TYPE", "TAGS"))
+    assert max(map(len, shown.splitlines())) <= max(width, 120)

@@ -120,7 +120,7 @@ RUN = build_timeline(
 def test_effects_stand_below_their_causes_and_once() -> None:
     """The other causes are named."""
     assert drawn(RUN) == [
-        "run: 4 event, 2.2m from 2026-11-25T23:32:35.954+00:00".replace(
+        "run: 4 events, 2.2m from 2026-11-25T23:32:35.954+00:00".replace(
             "2026-11-25T23:32:35.954", summary(RUN).split(" from ")[1].removesuffix("+00:00")
         ),
         "├── #0 +0ms tool.request web by ann",

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 from llmspell_dist.cli.arguments import parse_ttl
+from llmspell_dist.cli.exits import Exit
 from llmspell_dist.cli.wording import spoken
 
 pytestmark = pytest.mark.unit
@@ -37,3 +41,25 @@ def test_a_duration_is_short(seconds: float, text: str) -> None:
 def test_a_duration_can_be_typed_again(text: str) -> None:
     """In the notation of --ttl."""
     assert parse_ttl(text) is not None
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("get", "agent:a", "k", "--token-file", "nope"), "--token-file must be left out"),
+        (("hooks", "history", "--point", "x"), "--point must be a HookPoint"),
+        (("hooks", "history", "--point", "x"), "(docs/hooks/README.md lists them)"),
+        (("events", "publish", "job..x", "1"), "got 'job..x'\n"),
+        (("ls", "agent:*"), "(one scope is meant; scopes --prefix agent: lists all of a kind)"),
+        (("watch", "agent:*"), "(one scope is meant; scopes --prefix agent: lists all of a kind)"),
+        (("ls", "agents:x"), "custom:<id>, workflow:<id>/step:<name>, got 'agents:x'"),
+    ],
+    ids=lambda one: one if isinstance(one, str) else " ".join(one),
+)
+def test_errors_name_what_was_typed(
+    run: Callable[..., Any], words: tuple[str, ...], said: str
+) -> None:
+    """The option, the value once, and what helps."""
+    refused = run("--url", "memory://", *words)
+    assert refused.code == Exit.USAGE
+    assert said in refused.err

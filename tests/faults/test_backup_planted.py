@@ -57,7 +57,7 @@ async def test_a_backup_that_is_not_encrypted_is_not_believed_among_encrypted_on
     """Who has no key can put one: it is not restored, not gone on from, none of it is used."""
     await spell.state.set(ALICE, "v", "right")
     good = await kept.create()
-    plain = spell.backups.to(f"file://{tmp_path}/backups")
+    plain = spell.backups.to(f"file://{tmp_path}/backups", plaintext=True)
     await spell.state.set(ALICE, "v", "planted")
     planted = await plain.create()
     await spell.state.set(ALICE, "v", "last")

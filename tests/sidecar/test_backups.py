@@ -12,6 +12,7 @@ from fix_sidecar import Sidecar, StartSidecar
 from fix_streams import listening
 
 from llmspell_dist.backup.progress import Phase, Progress
+from llmspell_dist.security.keyring import FileKeys
 from llmspell_dist.sidecar.operations import Operations
 
 pytestmark = [pytest.mark.integration, pytest.mark.backup]
@@ -104,6 +105,30 @@ async def test_what_fails_says_so_as_a_problem(kept: Sidecar) -> None:
     gone = await kept.ask("GET", "/v1/backups/20200101T000000Z-00000000")
     assert (gone.status_code, gone.json()["code"]) == (404, "BACKUP_NOT_FOUND")
     assert (await kept.ask("GET", "/v1/operations/none")).status_code == 404
+
+
+async def test_only_what_a_restore_made_undoes_it(kept: Sidecar) -> None:
+    """Any other backup is refused, and nothing is changed."""
+    await kept.ask("PUT", KEY, "before")
+    made = await done(kept, "/v1/backups", {})
+    await kept.ask("PUT", KEY, "after")
+    refused = await ended(kept, "/v1/rollbacks", {"point": made["id"]})
+    assert (refused["status"], refused["error"]["code"]) == ("failed", "RESTORE_REFUSED")
+    assert (await kept.ask("GET", KEY)).json() == "after"
+
+
+async def test_a_sidecar_that_was_given_no_keys_stores_no_plaintext(
+    start_sidecar: StartSidecar, tmp_path: Path
+) -> None:
+    """Where backups are encrypted."""
+    FileKeys(tmp_path / "keys").generate()
+    place, keys = f"file://{tmp_path}/backups", f"file://{tmp_path}/keys"
+    made = await done(await start_sidecar(backups=place, backup_keys=keys), "/v1/backups", {})
+    forgot = await start_sidecar(backups=place)
+    refused = await ended(forgot, "/v1/backups", {})
+    assert (refused["status"], refused["error"]["code"]) == ("failed", "BACKUP_KEY")
+    listed = (await forgot.ask("GET", "/v1/backups")).json()["backups"]
+    assert [(one["id"], one["encrypted"]) for one in listed] == [(made["id"], True)]
 
 
 async def test_pruning_is_planned_first(kept: Sidecar) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from time import monotonic, time
@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from llmspell_dist.backoff import Backoff
 from llmspell_dist.backup.archive.header import SegmentHeader, SegmentWriter
-from llmspell_dist.backup.archive.position import Place, Position, PositionSteps
+from llmspell_dist.backup.archive.position import HOLD, Place, Position, PositionSteps
 from llmspell_dist.backup.archive.reader import SegmentReader
 from llmspell_dist.backup.archive.whereabouts import Gap, Start, Whereabouts
 from llmspell_dist.backup.container import ObjectKind, seal
-from llmspell_dist.backup.errors import BackupDivergedError
+from llmspell_dist.backup.errors import BackupDivergedError, TargetError
 from llmspell_dist.backup.items import pack_entry
 from llmspell_dist.backup.names import SegmentName
 from llmspell_dist.backup.segments import LogReader, SegmentBuilder
@@ -35,6 +35,7 @@ from llmspell_dist.errors import (
     SpellError,
     StoreUnavailableError,
 )
+from llmspell_dist.log import LogSteps
 from llmspell_dist.revision import Revision
 
 if TYPE_CHECKING:
@@ -130,6 +131,7 @@ class Shipper:
         self._gaps: dict[str, Revision] = {}
         """By shard: behind which revision entries are gone; the next segment says so."""
         self._caught_up_at = monotonic()
+        self._checked = False
         self.stats = ShipperStats()
 
     def __repr__(self) -> str:
@@ -153,8 +155,11 @@ class Shipper:
 
         If the server is away while it waits for its turn, or its turn is taken away, because the
         server lost its data for example, it waits again. Only errors that no waiting heals are
-        raised, such as that of credentials which never were right.
+        raised, such as that of credentials which never were right, or `BackupKeyError` if it would
+        ship without encryption to where backups are encrypted.
         """
+        with suppress(TargetError):  # it is looked at again before anything is shipped
+            await asyncio.to_thread(self._repository.check_plaintext)
         backoff, had_turn = Backoff(first_s=0.2, max_s=30.0), False
         while True:
             try:
@@ -163,6 +168,8 @@ class Shipper:
                         return
                     backoff.reset()
                     self.stats.shipping = had_turn = True
+                    with suppress(TargetError):
+                        await self._check_plaintext()
                     await self._follow(stop)
             except (LeaseLostError, StoreUnavailableError) as error:
                 if not (had_turn or _passes(error)):
@@ -216,6 +223,15 @@ class Shipper:
         except SpellError as error:
             self._failed(error)  # the log keeps it for whoever ships next
 
+    async def held(self) -> dict[str, Revision]:
+        """Return from where on the log is kept for the archive, by shard; empty: it is not."""
+        steps, found = LogSteps(self._driver.core), {}
+        for shard in self._driver.core.shards():
+            stat = await self._driver.run(steps.stat(shard))
+            if HOLD in stat.holds:
+                found[shard] = stat.holds[HOLD]
+        return found
+
     async def forget(self) -> None:
         """End the archive: the log is no longer kept for it. What is stored stays."""
         steps = PositionSteps(self._driver.core)
@@ -236,6 +252,7 @@ class Shipper:
     async def _flush(self, stop: asyncio.Event | None = None) -> None:
         """Ship every shard up to where its log ends."""
         began = monotonic()
+        await self._check_plaintext()
         for shard in self._driver.core.shards():
             idle = 0
             while (shipped := await self._ship(shard)) is not False:
@@ -245,6 +262,18 @@ class Shipper:
                 if stop is not None and stop.is_set():
                     return  # the last flush goes on
         self._caught_up_at = began
+
+    async def _check_plaintext(self) -> None:
+        """Refuse to ship without encryption to where backups or the archive are encrypted."""
+        if self._checked:
+            return
+        steps = PositionSteps(self._driver.core)
+        for shard in self._driver.core.shards():
+            position = (await self._driver.run(steps.look(shard))).position
+            if position is not None and position.key:
+                self._repository.refuse_plaintext("the archive up to here")
+        await asyncio.to_thread(self._repository.check_plaintext)
+        self._checked = True
 
     # --- one segment
 

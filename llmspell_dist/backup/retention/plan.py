@@ -15,6 +15,7 @@ from llmspell_dist.backup.retention.chains import Chains
 from llmspell_dist.backup.retention.model import BackupType, StoredBackup, StoredSegment
 from llmspell_dist.backup.retention.policy import RetentionPolicy
 from llmspell_dist.backup.retention.units import print_size, say_size, say_span
+from llmspell_dist.quantities import counted
 from llmspell_dist.revision import to_ms
 
 __all__ = ["Decision", "PrunePlan", "plan_prune"]
@@ -73,8 +74,8 @@ class PrunePlan:
 
     def __str__(self) -> str:
         head = (
-            f"{self.policy}: {len(self.goes)} of {len(self.decisions)} backups and "
-            f"{len(self.segments)} segments of the log go, {say_size(self.freed)}"
+            f"{self.policy}: {len(self.goes)} of {counted(len(self.decisions), 'backup')} and "
+            f"{counted(len(self.segments), 'segment')} of the log go, {say_size(self.freed)}"
         )
         return "\n".join([head, *map(str, self.decisions)])
 

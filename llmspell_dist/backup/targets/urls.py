@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from llmspell_dist.backup.targets.base import Target
 from llmspell_dist.backup.targets.naming import is_name
-from llmspell_dist.errors import InvalidArgumentError, InvalidURLError
+from llmspell_dist.errors import InvalidArgumentError, InvalidURLError, needs_package
 
 if TYPE_CHECKING:
     from urllib.parse import SplitResult
@@ -118,7 +118,7 @@ def _s3(url: str, parts: SplitResult, options: dict[str, Any]) -> Target:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in {"boto3", "botocore"}:
             raise
-        raise _bad(url, "needs boto3: pip install 'llmspell-dist[backup]'") from None
+        raise _bad(url, needs_package("boto3", "backup")) from None
     from llmspell_dist.backup.targets.s3_options import S3Options  # noqa: PLC0415
 
     unknown = sorted(given.keys() - S3Options.names())

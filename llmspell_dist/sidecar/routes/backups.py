@@ -238,7 +238,11 @@ class RestoreOrder(BackupMoment, frozen=True, forbid_unknown_fields=True, kw_onl
     timeline: str | None = None
     include: list[str] = []
     dry_run: Annotated[
-        bool, Meta(description="Only say which moment it would be, and what from (200).")
+        bool,
+        Meta(
+            description="Only say which moment it would be, and what from (200); what would change "
+            "is told by `POST /v1/backup-diffs`, which needs a server of its own for it."
+        ),
     ] = False
 
 
