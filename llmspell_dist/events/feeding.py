@@ -47,6 +47,7 @@ class Feed:
         settler: Settler,
         came: Callable[[int], None],
         ended: Callable[[BaseException | None], None],
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self._steps = steps
         self._execute = execute
@@ -57,6 +58,7 @@ class Feed:
         self._settler = settler
         self._came = came
         self._ended = ended
+        self._sleep = sleep
         self.buffer: deque[Held] = deque()
         """Fetched and not handed out yet."""
         self.out: dict[int, Held] = {}
@@ -187,17 +189,14 @@ class Feed:
     # --- kept
 
     async def tend(self) -> None:
-        """Keep what is held, and look for what others left lying."""
+        """Keep what is held, and look for what others left lying, three times in `claim_idle`."""
         pause_s = self._terms.claim_idle / 3
-        turn = 0
         while True:
-            await asyncio.sleep(pause_s)
-            turn += 1
+            await self._sleep(pause_s)
             try:
                 await self.renew()
-                if turn % 2:
-                    self.claim_now = True
-                    self._rung.set()
+                self.claim_now = True
+                self._rung.set()
             except ClosedError:
                 return
             except Exception as error:  # noqa: BLE001 - what is no longer kept would go to others
