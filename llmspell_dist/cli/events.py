@@ -25,7 +25,7 @@ __all__ = [
 
 EVENT_COLUMNS: Final = ("TIME", "TYPE", "SOURCE", "CORRELATION", "ID", "DATA")
 QUEUE_COLUMNS: Final = (
-    *("NAME", "PATTERN", "LAG", "PENDING", "CONSUMERS", "DEAD", "DROPPED"),
+    *("NAME", "PATTERN", "LAG", "PENDING", "HOLDING", "DEAD", "DROPPED"),
     *("CAPACITY", "OVERFLOW"),
 )
 LETTER_COLUMNS: Final = ("ID", "BURIED", "REASON", "DELIVERIES", "CONSUMER", "ERROR", "EVENT")
@@ -72,7 +72,7 @@ def queue_document(queue: SubscriptionInfo) -> dict[str, Any]:
         "pattern": queue.pattern,
         "lag": queue.lag,
         "pending": queue.pending,
-        "consumers": queue.consumers,
+        "holding": queue.holding,
         "dead": queue.dead,
         "dropped": queue.dropped,
         "capacity": queue.capacity,

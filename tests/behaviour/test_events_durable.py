@@ -553,6 +553,21 @@ async def test_many_subscriptions_are_listed_a_page_at_a_time(
     assert asked < 10
 
 
+async def test_a_queue_tells_how_many_hold_its_events(
+    spell: Spell, event_store: EventStore, raw: Raw
+) -> None:
+    """Not who waits for the next one; a dead consumer is counted until others take over."""
+    async with spell.events.subscribe(durable="q"), spell.events.subscribe(durable="q"):
+        (info,) = await spell.events.subscriptions()
+        assert (info.pending, info.holding) == (0, 0)
+    await numbers(spell, 3)
+    queue = event_store.space.event_queue("0", "q")
+    for consumer, count in (("dead", 1), ("other", 2)):
+        raw("XREADGROUP", "GROUP", "q", consumer, "COUNT", count, "STREAMS", queue, ">")
+    (info,) = await spell.events.subscriptions()
+    assert (info.pending, info.holding) == (3, 2)
+
+
 async def test_names_are_encoded(spell: Spell, event_store: EventStore) -> None:
     """Any text is one, and no two meet."""
     names = ["a b", "a%20b", "ä:{x}*", "*"]

@@ -224,10 +224,8 @@ async def test_queues_have_what_waits_what_died_and_what_was_dropped(
         ["q", "*", "4", "4", "1", "1", "0", "1000000", "block"],
     ]
     assert document["namespace"] == spell.namespace
-    assert [(one["name"], one["lag"], one["dead"]) for one in document["queues"]] == [
-        ("full", 2, 0),
-        ("q", 4, 1),
-    ]
+    told = [(one["name"], one["lag"], one["holding"], one["dead"]) for one in document["queues"]]
+    assert told == [("full", 2, 0, 0), ("q", 4, 1, 1)]
 
 
 # --- dead letters ---------------------------------------------------------------------------------
