@@ -13,8 +13,8 @@ from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
 
 from llmspell_dist.closing import Closing
-from llmspell_dist.errors import InvalidArgumentError
 from llmspell_dist.events.batches import in_parts
+from llmspell_dist.events.consuming import check_handler
 from llmspell_dist.events.durable import DurableSubscription as AsyncDurable
 from llmspell_dist.events.emitting import EventObserver
 from llmspell_dist.events.live import DEFAULT_BUFFER, LiveStats, Pressure
@@ -286,10 +286,7 @@ class Events:
         function runs in the background's event loop. When it returns, the event is acknowledged;
         when it raises, it is delivered again.
         """
-        if not callable(handler):
-            raise InvalidArgumentError("handler", handler, "must be callable")
-        if type(concurrency) is not int or not 1 <= concurrency <= 1000:
-            raise InvalidArgumentError("concurrency", concurrency, "must be an int from 1 to 1,000")
+        check_handler(handler, concurrency, most=1000)
         subscription = self.subscribe(
             pattern,
             durable=check_name(name),

@@ -176,6 +176,8 @@ def test_errors_are_raised_in_the_callers_thread(client: blocking.Spell) -> None
         client.events.consume("q", "*", print, concurrency=0)
     with pytest.raises(InvalidArgumentError, match="handler"):
         client.events.consume("q", "*", None)  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgumentError, match="handler must take one argument, the event"):
+        client.events.consume("q", "*", lambda: None)  # type: ignore[arg-type,misc]
     client.events.limit_rate(RateLimit(0.001, 1, overflow="reject"))
     client.events.publish("a")
     with pytest.raises(RateLimitedError):

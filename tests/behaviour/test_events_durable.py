@@ -613,6 +613,21 @@ async def test_a_publish_that_is_sent_twice_is_stored_once(
     assert event_store.queue("q") == 258
 
 
+async def test_a_handler_that_cannot_take_an_event_is_refused(spell: Spell) -> None:
+    """At once, as hooks are, and not by each event's way to the dead letters."""
+
+    async def takes_none() -> None: ...
+
+    class Wanting:
+        def handle(self, event: Event, why: str) -> None: ...
+
+    for handler in (takes_none, lambda: None, lambda *, event: event, Wanting().handle):
+        with pytest.raises(InvalidArgumentError, match="handler must take one argument") as caught:
+            await spell.events.consume("q", "*", handler)  # type: ignore[arg-type]
+        assert caught.value.argument == "handler"
+    assert await spell.events.subscriptions() == []
+
+
 @pytest.mark.parametrize(
     ("argument", "given_"),
     [
