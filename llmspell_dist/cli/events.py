@@ -28,7 +28,10 @@ QUEUE_COLUMNS: Final = (
     *("NAME", "PATTERN", "LAG", "PENDING", "HOLDING", "DEAD", "DROPPED"),
     *("CAPACITY", "OVERFLOW"),
 )
-LETTER_COLUMNS: Final = ("ID", "BURIED", "REASON", "DELIVERIES", "CONSUMER", "ERROR", "EVENT")
+LETTER_COLUMNS: Final = (
+    *("ID", "BURIED", "REASON", "DELIVERIES", "CONSUMER", "ERROR"),
+    *("EVENT ID", "EVENT"),
+)
 _BYTES_SHOWN: Final = 32
 
 
@@ -116,5 +119,6 @@ def letter_row(letter: DeadLetter, output: Output) -> tuple[str, ...]:
         str(letter.deliveries),
         letter.consumer or "-",
         shorten_cell(letter.error or "-", output),
+        "-" if event is None else event.id,
         shown,
     )

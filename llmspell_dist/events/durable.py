@@ -174,7 +174,7 @@ class DurableSubscription(Consumer[Held]):
         terms = self.terms
         if held.deliveries >= terms.max_deliveries:
             shown = type(error).__name__ if isinstance(error, BaseException) else ""
-            burial = Burial("failed", held.deliveries, said_of(error), shown)
+            burial = Burial("failed", held.deliveries, said_of(error), shown, held.event.id)
             await self._settler.bury(held.entry, burial)
         else:
             if delay is None:

@@ -154,14 +154,15 @@ class Feed:
         """
         taken = []
         for entry, deliveries, envelope in entries:
-            if again and deliveries >= max(2, self._terms.max_deliveries):
-                said = "its consumers died, or did not settle it"
-                self._settler.bury_later(entry, Burial("failed", deliveries, said, said))
-                continue
             try:
                 event = self._steps.read_event(envelope)
             except UnreadableEventError as error:
                 burial = Burial("unreadable", deliveries, str(error))
+                self._settler.bury_later(entry, burial)
+                continue
+            if again and deliveries >= max(2, self._terms.max_deliveries):
+                said = "its consumers died, or did not settle it"
+                burial = Burial("failed", deliveries, said, said, event.id)
                 self._settler.bury_later(entry, burial)
                 continue
             # What came again is counted when it is handed out, so that an event that kills its

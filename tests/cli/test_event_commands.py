@@ -243,10 +243,12 @@ async def test_dead_shows_why_and_the_bytes_of_what_is_no_event(
     failed, poisoned = _cells(done.out)
     assert (done.code, done.err) == (0, "")
     assert failed[2:4] == ["failed", "1"]
-    assert failed[5:] == ["ValueError: a\\tbad one", 'a.b {"n": 1}']
+    (letter, _) = await spell.events.dead_letters("q")
+    assert letter.event is not None
+    assert failed[5:] == ["ValueError: a\\tbad one", letter.event.id, 'a.b {"n": 1}']
     assert poisoned[2] == "unreadable"
     assert "format 127" in poisoned[5]
-    assert poisoned[6] == f"61 bytes: {BROKEN[:32].hex()}…"
+    assert poisoned[6:] == ["-", f"61 bytes: {BROKEN[:32].hex()}…"]
     said = json.loads((await ask("--json", "events", "dead", "q")).out)
     one, two = said["letters"]
     assert (one["event"]["data"], one["bytes"]) == ({"n": 1}, None)
