@@ -278,13 +278,16 @@ class Events:
         max_deliveries: int = 5,
         claim_idle: float = 30.0,
         retry_delay: float = 0.5,
+        max_unacked: int | None = None,
         stop: threading.Event | None = None,
     ) -> None:
         """Have every event of a durable subscription handled, until `stop` is set.
 
         The handler runs in this thread, with `concurrency` over 1 in so many others; a coroutine
         function runs in the background's event loop. When it returns, the event is acknowledged;
-        when it raises, it is delivered again.
+        when it raises, it is delivered again. `max_unacked` is 1,000; where handlers take long,
+        `concurrency` leaves other consumers what this one cannot begin yet. The other arguments
+        are those of `subscribe`.
         """
         check_handler(handler, concurrency, most=1000)
         subscription = self.subscribe(
@@ -296,6 +299,7 @@ class Events:
             max_deliveries=max_deliveries,
             claim_idle=claim_idle,
             retry_delay=retry_delay,
+            max_unacked=1000 if max_unacked is None else max_unacked,
         )
         ended = threading.Event()
 

@@ -303,20 +303,69 @@ async def test_expired_events_are_taken_out_and_counted(
         assert (sub.stats().expired, event_store.queue("q")) == (1, 0)
 
 
-async def test_no_more_than_max_unacked_are_handed_out(spell: Spell) -> None:
-    """The next ones come when some were settled."""
+async def test_no_more_than_max_unacked_are_held(spell: Spell, event_store: EventStore) -> None:
+    """Neither handed out nor fetched; the next ones come when some were settled."""
     async with spell.events.subscribe(durable="q", max_unacked=2) as sub:
         await numbers(spell, 3)
         first, second = await take(sub, 2, ack=False)
         waiting = asyncio.create_task(anext(sub))
-        await until(lambda: sub.stats().waiting == 1)
-        assert not waiting.done()
+        async with spell.events.subscribe(durable="q") as other:
+            (third,) = await take(other, 1)
+            assert third.data == 2
+            await spell.events.publish("a", 3)
+            assert await data_of(other, 1) == [3]
+        await spell.events.publish("a", 4)
+        assert (waiting.done(), event_store.pending("q")) == (False, 2)
         await sub.ack(second)
-        assert (await soon(waiting)).data == 2
+        assert (await soon(waiting)).data == 4
         with pytest.raises(InvalidArgumentError, match="handed out"):
             await sub.ack(second)
         await sub.nack(first, delay=0)
         assert (await soon(anext(sub))).data == 0
+
+
+async def test_a_busy_handler_leaves_the_others_what_it_cannot_begin(spell: Spell) -> None:
+    """With `max_unacked`, however long it takes."""
+    await registered(spell, "q")
+    stop, begun, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    seen: list[int] = []
+
+    async def slow(event: Event) -> None:
+        begun.set()
+        await done.wait()
+
+    async def fast(event: Event) -> None:
+        seen.append(event.data)
+
+    one = spell.events.consume("q", "*", slow, max_unacked=1, stop=stop)
+    consuming = [asyncio.create_task(one)]
+    await numbers(spell, 20)
+    await soon(begun.wait())
+    other = spell.events.consume("q", "*", fast, stop=stop)
+    consuming.append(asyncio.create_task(other))
+    await until(lambda: len(seen) == 19)
+    assert sorted(seen) == list(range(1, 20))
+    done.set()
+    stop.set()
+    await soon(asyncio.gather(*consuming))
+
+
+@pytest.mark.parametrize("consumer", [None, "me"])
+async def test_a_small_max_unacked_takes_over_everything_of_the_dead(
+    spell: Spell, event_store: EventStore, raw: Raw, consumer: str | None
+) -> None:
+    """Others' events and its own from before, one by one; no event twice, none left."""
+    await registered(spell, "q")
+    await numbers(spell, 30)
+    queue = event_store.space.event_queue("0", "q")
+    for dead in ("dead", "me"):
+        raw("XREADGROUP", "GROUP", "q", dead, "COUNT", 10, "STREAMS", queue, ">")
+    async with spell.events.subscribe(
+        durable="q", consumer=consumer, claim_idle=0.05, max_unacked=1
+    ) as sub:
+        assert sorted(await data_of(sub, 30)) == list(range(30))
+        await sub.flush()
+    assert event_store.queue("q") == 0
 
 
 # --- capacity -------------------------------------------------------------------------------------
