@@ -107,13 +107,15 @@ async def test_consumers_of_one_name_share(spell: Spell, url: str, namespace: st
     async with connect(url, namespace=namespace) as other:
         got: Counter[str] = Counter()
         seen: list[int] = []
-        stop = asyncio.Event()
+        stop, both = asyncio.Event(), asyncio.Event()
 
         def handler(who: str) -> Any:
             async def handle(event: Event) -> None:
                 got[who] += 1
                 seen.append(event.data)
-                await asyncio.sleep(0)
+                if len(got) == 2:
+                    both.set()
+                await both.wait()  # who is busy does not get everything
                 if len(seen) == 2000:
                     stop.set()
 
