@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import random
 import tempfile
@@ -17,7 +18,7 @@ from llmspell_dist.agents.manager import Agents
 from llmspell_dist.assembly import Assembly, assemble, complete_options
 from llmspell_dist.cache.near import Near
 from llmspell_dist.cache.tap import LanesTap
-from llmspell_dist.closing import AsyncClosing, AsyncOpening
+from llmspell_dist.closing import KEPT, AsyncClosing, AsyncOpening
 from llmspell_dist.config import (
     NAMESPACE_VARIABLE,
     Options,
@@ -34,8 +35,8 @@ from llmspell_dist.hooks.running import is_own_cancellation
 from llmspell_dist.leases.manager import Leases
 from llmspell_dist.log import ChangeLog
 from llmspell_dist.redis.hub import Hub
-from llmspell_dist.redis.lanes import Lanes
-from llmspell_dist.state.driver import AsyncDriver
+from llmspell_dist.redis.lanes import Ending, Lanes
+from llmspell_dist.state.driver import AsyncDriver, driver_of
 from llmspell_dist.state.housekeeping import INTERVAL_S, complain, housekeep
 from llmspell_dist.state.manager import StateManager
 from llmspell_dist.watch.feed import Feeds
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
     from llmspell_dist.state.core import Core
 
 __all__ = ["Spell", "connect"]
+
+logger = logging.getLogger("llmspell_dist.client")
 
 Token = str | os.PathLike[str] | None
 
@@ -188,20 +191,31 @@ class Spell(AsyncClosing):
         """Wait for what is in flight, at most five seconds, and disconnect; twice is allowed."""
         self._lanes.check_loop()  # before anything is closed
         # One after the other, whatever happens to the one before: a caller that is cancelled here
-        # leaves no socket behind.
+        # leaves no socket behind. All share one deadline, and hooks leave some of it to the others.
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(self._assembly.release)
             stack.callback(self._assembly.end_telemetry, self)
+            ending = await stack.enter_async_context(self._lanes.ending())
             stack.push_async_callback(self._leave)
-            stack.push_async_callback(self.hooks.close)
-            stack.push_async_callback(self.hooks.tell, "SystemShutdown")
+            stack.push_async_callback(self._end_hooks, ending)
+            stack.push_async_callback(self._tell_hooks, ending)
             if "replay" in self.__dict__:
                 stack.push_async_callback(self.replay.close)
             if "backups" in self.__dict__:
                 stack.push_async_callback(self.backups.close)
 
+    async def _tell_hooks(self, ending: Ending) -> None:
+        try:
+            async with asyncio.timeout(ending.left_s(kept=KEPT)):
+                await self.hooks.tell("SystemShutdown")
+        except TimeoutError:
+            logger.warning("hooks at SystemShutdown had not ended when the client was closed")
+
+    async def _end_hooks(self, ending: Ending) -> None:
+        await self.hooks.close(ending.left_s(kept=KEPT))
+
     async def _leave(self) -> None:
-        async with self._lanes.ending(), contextlib.AsyncExitStack() as stack:
+        async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(self._hub.close)
             stack.push_async_callback(self._feeds.close)
             stack.push_async_callback(self.leases.close)
@@ -321,7 +335,7 @@ def scratch_of(assembly: Assembly) -> Scratch:
             await asyncio.to_thread(server.start)
             try:
                 async with connect(server.url, options=options) as spell:
-                    yield spell._driver  # noqa: SLF001 - of its own kind
+                    yield driver_of(spell)
             finally:
                 await asyncio.to_thread(server.stop)
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Self, TypeVar
 
-__all__ = ["AsyncClosing", "AsyncOpening", "Closing"]
+__all__ = ["KEPT", "AsyncClosing", "AsyncOpening", "Closing"]
 
 T = TypeVar("T", bound=AbstractAsyncContextManager[Any])
+KEPT: Final = 0.1
+"""What hooks leave of a time limit to what is closed behind them."""
 
 
 class AsyncClosing:

@@ -74,6 +74,8 @@ from enum import Enum
 from typing import Any, ClassVar, Final, NamedTuple
 from uuid import UUID
 
+from llmspell_dist.masking import MASK, mask_text
+
 __all__ = [
     "CHALLENGE",
     "AckNotReachedError",
@@ -161,21 +163,17 @@ def shorten(value: object, width: int = 60) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
-_USERINFO = re.compile(r"(?<=://)[^\s/?#]*@")
-_QUERY_SECRET = re.compile(r"(?i)\b(password|passwd|secret|token)=[^&\s]*")
 # A server that does not know HELLO answers with its arguments, the password among them:
 # unknown command, with args beginning with: '3' 'AUTH' 'default' '<password>'.
 _ECHOED_ARGUMENTS = re.compile(r"(?is),? with args beginning with:.*")
 
 
 def mask_secrets(text: str, secrets: Iterable[str] = ()) -> str:
-    """Return `text` with the user part of URLs, echoed arguments and all `secrets` hidden."""
+    """Return `text` with what looks like a secret, echoed arguments and all `secrets` hidden."""
     for secret in secrets:
         if secret:
-            text = text.replace(secret, "***")
-    text = _ECHOED_ARGUMENTS.sub("", text)
-    text = _USERINFO.sub("***@", text)
-    text = _QUERY_SECRET.sub(r"\1=***", text)
+            text = text.replace(secret, MASK)
+    text = mask_text(_ECHOED_ARGUMENTS.sub("", text))
     return text if len(text) <= _SERVER_TEXT_LIMIT else text[: _SERVER_TEXT_LIMIT - 1] + "…"
 
 

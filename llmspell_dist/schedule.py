@@ -1,6 +1,7 @@
 """When something is to happen: once, at several moments, at intervals, by a cron expression. Pure.
 
-`plan_runs` says what is due now, and what becomes of what was missed while nobody looked.
+`plan_runs` says what is due now, and what becomes of what was missed while nobody looked. Beside it
+stands what all do that run schedules for a fleet: `is_far_ahead`, `gives_up`, `FENCED_OUT`.
 """
 
 from __future__ import annotations
@@ -13,10 +14,16 @@ from itertools import islice
 from typing import Any, Final, NamedTuple, Protocol
 from zoneinfo import ZoneInfo
 
-from llmspell_dist.errors import InvalidArgumentError
+from llmspell_dist.errors import (
+    InvalidArgumentError,
+    LeaseLostError,
+    StaleFencingTokenError,
+)
 from llmspell_dist.revision import to_ms
 
 __all__ = [
+    "FENCED_OUT",
+    "MAX_ATTEMPTS",
     "At",
     "Cron",
     "Every",
@@ -24,12 +31,19 @@ __all__ = [
     "Once",
     "Plan",
     "Schedule",
+    "gives_up",
+    "is_far_ahead",
     "plan_runs",
     "schedule_from",
 ]
 
 MAX_CATCH_UP: Final = 100
 """Most missed runs that are made up for."""
+MAX_ATTEMPTS: Final = 3
+"""So often a run is begun that does not come to its end."""
+MOST_AHEAD: Final = timedelta(hours=1)
+FENCED_OUT: Final = (LeaseLostError, StaleFencingTokenError)
+"""What says that another process runs schedules now: then nothing more is written, or noted."""
 
 
 class Missed(StrEnum):
@@ -272,3 +286,13 @@ def plan_runs(
     else:
         due = found[-1:]
     return Plan(due, now, count - len(due), schedule.first_after(now))
+
+
+def is_far_ahead(done_until: datetime, now: datetime) -> bool:
+    """Whether a schedule is decided so far ahead that the clock which did so was wrong."""
+    return done_until - now > MOST_AHEAD
+
+
+def gives_up(attempts: int) -> bool:
+    """Whether a run that has been begun so often is not begun again."""
+    return attempts >= MAX_ATTEMPTS

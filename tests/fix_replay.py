@@ -7,7 +7,7 @@ from typing import Any
 
 from llmspell_dist.hooks.context import ComponentId, HookContext, OperationContext
 from llmspell_dist.hooks.inputs import RecordedInput
-from llmspell_dist.hooks.kept import Kept
+from llmspell_dist.hooks.kept import RecordedFailure
 from llmspell_dist.hooks.recording import Execution, keep_context
 from llmspell_dist.hooks.results import CONTINUE, HookResult
 
@@ -44,7 +44,7 @@ def execution(
     *,
     hook: str = "h",
     result: HookResult | None = CONTINUE,
-    error: Kept | None = None,
+    error: RecordedFailure | None = None,
     inputs: tuple[RecordedInput, ...] = (),
     data: dict[str, Any] | None = None,
     **more: Any,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Final
 
 import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
@@ -22,6 +23,20 @@ from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from prometheus_client.parser import text_string_to_metric_families
 
 from llmspell_dist.telemetry import Running
+from llmspell_dist.telemetry.names import Metric
+
+_UNITS: Final = {"s": "_seconds", "By": "_bytes"}
+
+
+def prometheus_names(metric: Metric) -> tuple[str, ...]:
+    """Return the names of a metric's series in Prometheus's text, as OpenTelemetry translates."""
+    base = re.sub(r"[^a-zA-Z0-9_:]", "_", metric.name)
+    name = base + _UNITS.get(metric.unit, "")
+    if metric.kind == "counter":
+        return (name + "_total",)
+    if metric.kind == "histogram":
+        return (name + "_bucket", name + "_sum", name + "_count")
+    return (name,)
 
 
 class Traced:

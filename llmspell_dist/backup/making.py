@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Final
 from llmspell_dist.backoff import Backoff
 from llmspell_dist.backup.creating import Creator, Wish
 from llmspell_dist.backup.errors import (
-    BackupError,
     BaseMissingError,
     TargetError,
     TargetPermissionError,
@@ -114,28 +113,16 @@ class Maker:
         return found
 
     async def _newest(self, wanted: BackupType | None) -> Manifest | None:
-        """Return the newest whole backup of a type, if there is one.
+        """Return the newest whole backup of a type, if there is one."""
 
-        A damaged one is passed over; one that the place does not let be read may be the newest.
-        """
+        def is_one(manifest: Manifest) -> bool:
+            if manifest.filtered or (wanted is not None and manifest.type is not wanted):
+                return False
+            # Who may only write to the place must not choose what is gone on from.
+            self._repository.authenticate(manifest)
+            return True
 
-        def find() -> Manifest | None:
-            for backup_id in reversed(self._repository.backup_ids()):
-                try:
-                    manifest = self._repository.manifest(backup_id)
-                    if manifest.filtered or (wanted is not None and manifest.type is not wanted):
-                        continue
-                    # Who may only write to the place must not choose what is gone on from.
-                    self._repository.authenticate(manifest)
-                except TargetError:
-                    raise
-                except BackupError as error:
-                    logger.warning("backup %s is passed over: %s", backup_id, error)
-                    continue
-                return manifest
-            return None
-
-        return await asyncio.to_thread(find)
+        return await asyncio.to_thread(self._repository.newest, is_one)
 
     # --- by itself
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import logging
 import os
 import secrets
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,6 +26,7 @@ from llmspell_dist.backup.errors import (
     BackupKeyError,
     BackupNotFoundError,
     ObjectMissingError,
+    TargetError,
 )
 from llmspell_dist.backup.keys import KeyStore
 from llmspell_dist.backup.manifest import Manifest, ObjectRef
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     from llmspell_dist.security.keyring import KeyProvider
 
 __all__ = ["Repository", "Stored", "new_backup_id"]
+
+logger = logging.getLogger("llmspell_dist.backup")
 
 KINDS: Final = {
     "records": ObjectKind.RECORDS,
@@ -260,6 +264,23 @@ class Repository:
                 yield self.manifest(backup_id)
             except BackupNotFoundError:
                 continue
+
+    def newest(self, wanted: Callable[[Manifest], bool] | None = None) -> Manifest | None:
+        """Return the newest backup that is wanted, if there is one: no older one is read.
+
+        A damaged one is passed over, as is one for which `wanted` raises; one that the place does
+        not let be read may be the newest: that is a `TargetError`.
+        """
+        for backup_id in reversed(self.backup_ids()):
+            try:
+                manifest = self.manifest(backup_id)
+                if wanted is None or wanted(manifest):
+                    return manifest
+            except TargetError:
+                raise
+            except BackupError as error:
+                logger.warning("backup %s is passed over: %s", backup_id, error)
+        return None
 
     def readable(self) -> tuple[list[Manifest], dict[str, BackupError]]:
         """Return the manifests that can be read, oldest first, and by id why others cannot."""

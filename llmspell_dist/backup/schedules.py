@@ -25,12 +25,11 @@ from llmspell_dist.backup.waiting import until_set
 from llmspell_dist.errors import (
     ClosedError,
     InvalidArgumentError,
-    LeaseLostError,
     LeaseUnavailableError,
     SpellError,
-    StaleFencingTokenError,
+    mask_secrets,
 )
-from llmspell_dist.schedule import plan_runs
+from llmspell_dist.schedule import FENCED_OUT, MAX_ATTEMPTS, gives_up, is_far_ahead, plan_runs
 from llmspell_dist.state.manager import StateManager
 from llmspell_dist.state.server_time import ServerTime
 
@@ -48,10 +47,7 @@ LEASE_TTL_S: Final = 30.0
 LOOK_EVERY_S: Final = 10.0
 LOOK_FOR_LEASE_S: Final = 2.0
 """So long after it is stopped a process may still wait for the lease."""
-MAX_ATTEMPTS: Final = 3
 RETRY_AFTER: Final = timedelta(minutes=1)
-MOST_AHEAD: Final = timedelta(hours=1)
-"""A schedule that is decided further ahead than this was so by a clock that was wrong."""
 
 
 class Work(NamedTuple):
@@ -145,10 +141,10 @@ class ScheduledBackups:
                 continue
             except (InvalidArgumentError, ClosedError):
                 raise
-            except (LeaseLostError, StaleFencingTokenError):
+            except FENCED_OUT:
                 logger.info("backup schedule %s is another process's now", name)
-            except SpellError as error:
-                logger.warning("backup schedule %s: %s", name, error)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the next moment comes
+                _log(name, error)
                 await until_set(stop, LOOK_EVERY_S)
 
     def _holding(self, wait: float | None = None) -> contextlib.AbstractAsyncContextManager[Lease]:
@@ -165,7 +161,7 @@ class ScheduledBackups:
         now = await self._time.now()
         found = await state.get(SCOPE, self._key)
         progress = Progress.of(found, now)
-        if progress.done_until - now > MOST_AHEAD:
+        if is_far_ahead(progress.done_until, now):
             said = (
                 "backup schedule %s was decided up to %s, which is far ahead: it goes on from now"
             )
@@ -196,8 +192,7 @@ class ScheduledBackups:
     async def _attempt(
         self, state: StateManager, lease: Lease, progress: Progress, due: datetime
     ) -> Progress:
-        attempts = progress.attempts + 1
-        if attempts > MAX_ATTEMPTS:
+        if gives_up(progress.attempts):
             failed = progress.last_error or "its process died"
             said = f"given up after {MAX_ATTEMPTS} attempts: {failed}"
             logger.error("backup schedule %s: %s", self._schedule.name, said)
@@ -208,16 +203,17 @@ class ScheduledBackups:
             await state.set(SCOPE, self._key, progress.as_data())
             return progress
         # Written before it begins: whoever comes after this process knows of it.
+        attempts = progress.attempts + 1
         progress = replace(progress, attempts=attempts, retry_at=None, token=lease.token)
         await state.set(SCOPE, self._key, progress.as_data())
         try:
-            backup_id, kind = await self._create(due, last=attempts == MAX_ATTEMPTS)
-        except (LeaseLostError, StaleFencingTokenError):
+            backup_id, kind = await self._create(due, last=gives_up(attempts))
+        except FENCED_OUT:
             raise
-        except SpellError as error:
-            logger.warning("backup schedule %s: %s", self._schedule.name, error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it counts as an attempt
+            said = _log(self._schedule.name, error)
             retry_at = self._time.about_now() + RETRY_AFTER
-            progress = replace(progress, last_error=str(error), retry_at=retry_at)
+            progress = replace(progress, last_error=said, retry_at=retry_at)
         else:
             progress = replace(
                 progress,
@@ -256,13 +252,22 @@ class ScheduledBackups:
         """Remove what is too much; if that fails, the next backup's pruning does it."""
         try:
             await self._work.prune(policy)
-        except (LeaseLostError, StaleFencingTokenError):
+        except FENCED_OUT:
             raise
-        except SpellError as error:
-            logger.warning("backup schedule %s: pruning: %s", self._schedule.name, error)
-            progress = replace(progress, last_error=f"pruning: {error}")
+        except Exception as error:  # noqa: BLE001 - the backup is made all the same
+            said = _log(f"{self._schedule.name}: pruning", error)
+            progress = replace(progress, last_error=f"pruning: {said}")
             await state.set(SCOPE, self._key, progress.as_data())
         return progress
+
+
+def _log(what: str, error: Exception) -> str:
+    """Log what a schedule failed with, and return that; with where it was, if nobody foresaw it."""
+    if isinstance(error, SpellError):
+        logger.warning("backup schedule %s: %s", what, error)
+        return str(error)
+    logger.error("backup schedule %s", what, exc_info=error)
+    return mask_secrets(f"{type(error).__name__}: {error}")
 
 
 def _soonest(*moments: datetime | None) -> datetime | None:

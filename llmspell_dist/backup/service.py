@@ -340,6 +340,11 @@ class BackupStore(StoredBackups):
             BackupInfo(one) for one in await asyncio.to_thread(_all_manifests, self._repository)
         ]
 
+    async def newest(self) -> BackupInfo | None:
+        """Return the newest backup that can be read, without reading older ones; None if none."""
+        found = await asyncio.to_thread(self._repository.newest)
+        return None if found is None else BackupInfo(found)
+
     async def info(self, backup_id: str) -> BackupInfo:
         """Return one backup; `BackupNotFoundError` if there is none with this id."""
         return BackupInfo(await asyncio.to_thread(self._repository.manifest, backup_id))

@@ -283,6 +283,11 @@ class StoredBackups(AsyncClosing):
     async def list(self) -> list[BackupInfo]:
         """Return all backups, oldest first; `verify` names those whose manifest cannot be read."""
 
+    async def newest(self) -> BackupInfo | None:
+        """Return the newest backup that can be read; None if there is none."""
+        found = await self.list()
+        return found[-1] if found else None
+
     @abstractmethod
     async def info(self, backup_id: str) -> BackupInfo:
         """Return one backup; `BackupNotFoundError` if there is none with this id."""

@@ -29,7 +29,7 @@ from llmspell_dist.blocking.leases import Lease, LeaseGroup, Leases
 from llmspell_dist.blocking.near import NearReads
 from llmspell_dist.blocking.watching import Watch, Watches
 from llmspell_dist.cache.tap import BlockingTap
-from llmspell_dist.closing import Closing
+from llmspell_dist.closing import KEPT, Closing
 from llmspell_dist.config import note_default_url
 from llmspell_dist.hooks.emitting import EventHooks
 from llmspell_dist.hooks.memory import ResultCache
@@ -182,26 +182,28 @@ class Spell(Closing):
 
     def close(self) -> None:
         """Wait for what is in flight, at most five seconds, and disconnect; twice is allowed."""
-        # One after the other, whatever happens to the one before.
-        with ExitStack() as stack:
-            stack.callback(self._assembly.release)
-            stack.callback(self._assembly.end_telemetry, self)
-            stack.callback(self._leave)
-            stack.callback(self.hooks.close)
-            stack.callback(self.hooks.tell, "SystemShutdown")
-
-    def _leave(self) -> None:
         limit = self._connections.options.close_timeout
         deadline = monotonic() + limit
         # A server that does not answer holds up nobody: what is waited for fails then.
-        cutting = threading.Timer(limit, self._connections.close, (0,))
+        cutting = threading.Timer(limit, self._cut)
         cutting.daemon = True
         cutting.start()
+        # One after the other, whatever happens to the one before. All share one deadline, and hooks
+        # leave some of it to the others.
         with ExitStack() as stack:
+            stack.callback(self._assembly.release)
+            stack.callback(self._assembly.end_telemetry, self)
             stack.callback(cutting.cancel)
             stack.callback(self._connections.close)
             stack.callback(lambda: self._backstage.close(max(0, deadline - monotonic())))
             stack.callback(self.leases.close)
+            until = deadline - limit * KEPT
+            stack.callback(lambda: self.hooks.close(max(0.0, until - monotonic())))
+            stack.callback(self.hooks.tell, "SystemShutdown")
+
+    def _cut(self) -> None:
+        self._backstage.cut()
+        self._connections.close(0)
 
 
 def connect(

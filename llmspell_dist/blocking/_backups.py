@@ -338,6 +338,10 @@ class BackupStore(Closing):
         """Return all backups, oldest first; `verify` names those whose manifest cannot be read."""
         return self._backstage.run(self._there.list())
 
+    def newest(self) -> BackupInfo | None:
+        """Return the newest backup that can be read; None if there is none."""
+        return self._backstage.run(self._there.newest())
+
     def info(self, backup_id: str) -> BackupInfo:
         """Return one backup; `BackupNotFoundError` if there is none with this id."""
         return self._backstage.run(self._there.info(backup_id))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from llmspell_dist.blocking.background import Background
+from llmspell_dist.errors import ClosedError
 from llmspell_dist.redis.hub import Hub
 from llmspell_dist.redis.lanes import Lanes
 from llmspell_dist.state.driver import AsyncDriver
@@ -78,6 +81,15 @@ class Backstage:
         After so many seconds, by default `close_timeout`, what waits for the server fails.
         """
         self._background.close(lambda: self._end(within))
+
+    def cut(self) -> None:
+        """Have what waits for the server fail, if there is such a thread."""
+        if self.running:
+            with suppress(ClosedError):  # `close` does it
+                self.call(self._cut)
+
+    def _cut(self) -> None:
+        self._cutting = asyncio.create_task(self.lanes.close(0))
 
     async def _end(self, within: float | None) -> None:
         async with self.lanes.ending(within):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from llmspell_dist.events.manager import Events as AsyncEvents
@@ -104,6 +105,21 @@ class Fleet:
     def remove(self, name: str, point: HookPoint | str) -> None:
         """Take a hook of this process away; `HookNotFoundError` if it has none of that name."""
         self._backstage.run(self._there.remove(name, point))
+
+    @contextmanager
+    def replacing(self, name: str, point: HookPoint | str) -> Iterator[None]:
+        """Have a hook of this process away while another one of its name is put in its place.
+
+        If the block raises, the hook is there again; `HookNotFoundError` if there is none.
+        """
+        there = self._there.replacing(name, point)
+        self._backstage.run(there.__aenter__())
+        try:
+            yield
+        except BaseException as error:
+            self._backstage.run(there.__aexit__(type(error), error, error.__traceback__))
+            raise
+        self._backstage.run(there.__aexit__(None, None, None))
 
     def leave(self) -> None:
         """Take part no more; what is being sent is sent first, for at most five seconds."""

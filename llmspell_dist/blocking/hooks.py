@@ -13,6 +13,7 @@ from functools import cached_property
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
+from llmspell_dist.closing import KEPT
 from llmspell_dist.errors import SpellError
 from llmspell_dist.hooks.engine import HookEngine, HookOutcome
 from llmspell_dist.hooks.history_keeping import history_of
@@ -174,7 +175,10 @@ class Hooks(Registration):
 
     def close(self, timeout: float = DRAIN_S) -> None:
         """Wait for queued hooks, no longer than `timeout` seconds, and stop; twice is allowed."""
-        self._queue.close(timeout)
+        until = monotonic() + timeout
+        self._queue.close(timeout * (1 - KEPT))
         if "fleet" in self.__dict__:
             self.fleet.leave()
+        if self._backstage.running:
+            self._backstage.run(self.writer.close(max(0.0, until - monotonic())))
         self._closed = True

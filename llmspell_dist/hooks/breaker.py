@@ -175,7 +175,7 @@ class CircuitBreaker:
         self._tell(was)
 
     def gave_up(self) -> None:
-        """Note a call that was let through and never made."""
+        """Note a call that was let through and never made, or cut off by its caller."""
         with self._lock:
             self._trying_since = -inf
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from inspect import isawaitable, iscoroutinefunction
 from typing import TYPE_CHECKING, Any
 
-from llmspell_dist.hooks.kept import Kept, keep_error
+from llmspell_dist.hooks.kept import RecordedFailure, keep_error
 from llmspell_dist.hooks.nesting import deeper, surface
 from llmspell_dist.hooks.recording import as_result
 from llmspell_dist.hooks.running import (
@@ -27,7 +27,7 @@ __all__ = ["called"]
 
 async def called(
     runner: AsyncRunner, call: Callable[[HookContext], Any], ctx: HookContext, limit_s: float
-) -> tuple[HookResult | None, Kept | None]:
+) -> tuple[HookResult | None, RecordedFailure | None]:
     """Return what a hook answers, or the error that it raises, as data.
 
     A plain function runs in a thread of its own, so that one that does not end can be left alone.
@@ -50,7 +50,7 @@ async def called(
             came = await asyncio.wait_for(came, limit_s)
         return as_result(came), None
     except TimeIsUpError:
-        return None, Kept("TimeoutError", f"it had not ended after {limit_s:g} s")
+        return None, RecordedFailure("TimeoutError", f"it had not ended after {limit_s:g} s")
     except (Exception, asyncio.CancelledError) as error:
         if is_own_cancellation(error, asked):
             raise

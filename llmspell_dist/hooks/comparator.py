@@ -11,7 +11,7 @@ from enum import IntEnum, StrEnum
 from typing import Any, Final
 
 from llmspell_dist.errors import shorten
-from llmspell_dist.hooks.kept import Kept, keep
+from llmspell_dist.hooks.kept import RecordedFailure, keep
 from llmspell_dist.hooks.results import CONTINUE, Cancel, HookResult
 
 __all__ = ["Comparison", "Difference", "DifferenceType", "Severity", "compare_outcomes"]
@@ -150,8 +150,8 @@ class _Walk:
 
 
 def compare_outcomes(
-    original: tuple[HookResult | None, Kept | None],
-    replayed: tuple[HookResult | None, Kept | None],
+    original: tuple[HookResult | None, RecordedFailure | None],
+    replayed: tuple[HookResult | None, RecordedFailure | None],
 ) -> Comparison:
     """Return where two outcomes differ; each is a result or an error."""
     walk = _Walk()
@@ -165,8 +165,8 @@ def compare_outcomes(
 
 def _types(
     walk: _Walk,
-    original: tuple[HookResult | None, Kept | None],
-    replayed: tuple[HookResult | None, Kept | None],
+    original: tuple[HookResult | None, RecordedFailure | None],
+    replayed: tuple[HookResult | None, RecordedFailure | None],
 ) -> Iterator[DifferenceType]:
     (was, was_error), (now, now_error) = original, replayed
     if was_error is not None or now_error is not None:
@@ -199,7 +199,7 @@ def _types(
         yield DifferenceType.CANCELLATION if isinstance(was, Cancel) else DifferenceType.DATA
 
 
-def _errors(walk: _Walk, was: Kept | None, now: Kept | None) -> bool:
+def _errors(walk: _Walk, was: RecordedFailure | None, now: RecordedFailure | None) -> bool:
     """Compare two errors; whether they differ."""
     if was is None or now is None:
         walk.differ(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from llmspell_dist.errors import InvalidArgumentError
 from llmspell_dist.hooks.points import HookPoint
+from llmspell_dist.state.interception import arguments_of
 
 if TYPE_CHECKING:
     from llmspell_dist.events.model import Event
@@ -63,7 +64,8 @@ class EventHooks:
         told = _told(event)
         steps = self._points.at(_BEFORE, ("event", event.type), told, refusable=True)
         data, _ = await self._run(steps)
-        changed = {name: data[name] for name in _CHANGEABLE if data.get(name) is not told[name]}
+        left = zip(_CHANGEABLE, arguments_of(data, _CHANGEABLE), strict=True)
+        changed = {name: value for name, value in left if value is not told[name]}
         event = replace(event, **changed) if changed else event
         return _own(event) if event.type.startswith(_OWN) else event
 

@@ -34,7 +34,7 @@ from llmspell_dist.hooks.results import (
     HookResult,
     Modified,
 )
-from llmspell_dist.hooks.running import Outcome, Pending, Runner, TimeIsUpError, coroutine_of
+from llmspell_dist.hooks.running import Pending, Runner, TimeIsUpError, coroutine_of
 from llmspell_dist.state.steps import Call, CallerLeftError
 
 if TYPE_CHECKING:
@@ -71,6 +71,11 @@ class Waiting(NamedTuple):
     hook: RegisteredHook
     started: float
     before: Run | None
+
+    @property
+    def began(self) -> float:
+        """When the hook was called: the wait for room in the history is not its doing."""
+        return self.started if self.before is None else self.started + (self.before.waited_s or 0)
 
 
 class _Failed(NamedTuple):
@@ -111,7 +116,6 @@ class Executor:
         Behind a write an error of a hook is in `context.failure` then: the others must run first.
         """
         while type(came) is Waiting:
-            outcome: Any
             pending = came.pending
             if came.before is not None:
                 pending = watched(pending, partial(self._cut_off, came))
@@ -120,10 +124,23 @@ class Executor:
             except CallerLeftError:
                 if not chain.behind:
                     raise
-                # The hook was cancelled with its caller; the others are to see the write.
-                outcome = Outcome(None, CancelledError())
-            came = self.after(chain, context, came, outcome)
+                came = self._left(chain, context, came)
+            else:
+                came = self.after(chain, context, came, outcome)
         return came  # type: ignore[return-value]
+
+    def _left(self, chain: Chain, context: HookContext, waited: Waiting) -> Ended | Waiting | None:
+        """Go on with a chain behind a hook that was cancelled with its caller.
+
+        That is no failure of the hook, and the others are to see the write.
+        """
+        if context.is_apart:
+            context.undo()
+        else:
+            context.leave()  # it may not have let itself be cancelled
+        if waited.hook.breaker is not None:
+            waited.hook.breaker.gave_up()
+        return self._rest(chain, context, waited.place + 1)
 
     def inline(self, chain: Chain, context: HookContext) -> Ended | Waiting | None:
         """Run hooks until one ends the chain or has to wait."""
@@ -272,9 +289,11 @@ class Executor:
                     breaker.gave_up()
                 return None
             if hook.replayable and self.recorder is not None:
-                run = run._replace(before=self._begin_record(context))
-                if self.recorder.full:
-                    start = partial(self._started, hook, context)
+                before = self._begin_record(context)
+                run = run._replace(before=before, started=self._clock())
+                if before is not None and self.recorder.full:
+                    before.waited_s = None
+                    start = partial(self._started, run, before, context)
                     pending = Pending(self.recorder.when_room, (start,))
                     return run._replace(pending=pending)
             result = self._called(hook, context)
@@ -289,11 +308,12 @@ class Executor:
             return self.runner.threaded(hook.call, context.apart(), hook.limit_s)
         return hook.call(context)
 
-    def _started(self, hook: RegisteredHook, context: HookContext) -> Any:
-        """Call a hook and take its first step; what it answered, or `Pending`."""
-        result = self._called(hook, context)
+    def _started(self, waited: Waiting, before: Run, context: HookContext) -> Any:
+        """Call a hook for which there is room, and take its first step."""
+        before.waited(self._clock() - waited.started)
+        result = self._called(waited.hook, context)
         work = coroutine_of(result)
-        return result if work is None else self.runner.begin(work, hook.limit_s)
+        return result if work is None else self.runner.begin(work, waited.hook.limit_s)
 
     def _begun(
         self, chain: Chain, context: HookContext, run: Waiting, result: Any
@@ -317,7 +337,8 @@ class Executor:
 
     def _cut_off(self, run: Waiting, error: BaseException) -> None:
         """Record a hook whose caller was cancelled while it ran: it may have done something."""
-        self._record(run.before, run.hook, error, self._clock() - run.started)
+        if run.before is not None and run.before.waited_s is not None:
+            self._record(run.before, run.hook, error, self._clock() - run.began)
 
     def _ended_badly(
         self, chain: Chain, context: HookContext, run: Waiting, error: BaseException
@@ -329,18 +350,19 @@ class Executor:
         ended = self._clock()
         if self.observer is not None and self.observer.recording():
             code = error.code if isinstance(error, SpellError) else type(error).__qualname__
-            _tell(self.observer, run.hook, run.started, ended, code)
-        self._record(run.before, run.hook, error, ended - run.started)
-        run.hook.durations.take(ended, ended - run.started)
+            _tell(self.observer, run.hook, run.began, ended, code)
+        self._record(run.before, run.hook, error, ended - run.began)
+        run.hook.durations.take(ended, ended - run.began)
         self._failed(run.hook, chain, context, error)
 
     def _ran(
         self, chain: Chain, context: HookContext, ran: Waiting, result: Any, ended: float
     ) -> Ended | None:
         """Note that a hook ended well, and judge what it answered."""
-        hook, took = ran.hook, ended - ran.started
+        hook, began = ran.hook, ran.began
+        took = ended - began
         if self.observer is not None and self.observer.recording():
-            _tell(self.observer, hook, ran.started, ended)
+            _tell(self.observer, hook, began, ended)
         context.rejoin()
         hook.durations.take(ended, took)
         answer = CONTINUE if result is None else result

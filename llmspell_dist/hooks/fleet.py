@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from inspect import iscoroutinefunction
 from math import inf
 from typing import TYPE_CHECKING, Any, Final
@@ -87,7 +87,7 @@ class Fleet:
         """What the others know this process by."""
         self.stats = FleetStats()
         self._own: dict[tuple[str, str], RegisteredHook] = {}
-        self._proxies: dict[tuple[str, str], FleetHook] = {}
+        self._proxies: dict[tuple[str, str], tuple[FleetHook, RegisteredHook | None]] = {}
         self._runner = AsyncRunner()
         self._lock = asyncio.Lock()
         self._members = Members(
@@ -263,50 +263,63 @@ class Fleet:
         """Take a hook of this process away; `HookNotFoundError` if it has none of that name."""
         place = (name, str(point_of(point)))
         async with self._lock:
-            if place not in self._own:
-                raise HookNotFoundError(*place)
-            self._forget_own(place)
-            consumer = self._consumers.pop(place, None)
-            if consumer is not None:
-                consumer.cancel()
-                await asyncio.gather(consumer, return_exceptions=True)
+            await self._take_away(place)
             await self._members.say()
 
-    def _way_back(self, name: str, point: str) -> Callable[[], None]:
-        """Return what has this process have a hook again that it has now, after `remove`.
+    @asynccontextmanager
+    async def replacing(self, name: str, point: HookPoint | str) -> AsyncIterator[None]:
+        """Have a hook of this process away while another one of its name is put in its place.
 
-        It needs no server: the others hear of it once that answers.
+        If the block raises, the hook is there again, also if no server answers: the others hear of
+        it once that does. `HookNotFoundError` if this process has none of that name.
         """
         place = (name, str(point_of(point)))
-        own, meant = self._own.get(place), self._members.hooks.get(place)
-
-        def back() -> None:
-            if own is None or meant is None or place in self._own or not self.joined:
-                return
-            self._own[place], self._members.hooks[place] = own, meant
-            if meant.matches(self._members.labels):
-                self._hooks.add(own)
-            if meant.run is FleetRun.ONE:
-                self._consume(meant, None)
+        own, meant = None, None
+        try:
+            async with self._lock:
+                own, meant = self._own.get(place), self._members.hooks.get(place)
+                await self._take_away(place)
+            yield
+        except BaseException:
+            if own is not None and meant is not None:
+                self._put_back(place, own, meant)
+            raise
+        if place not in self._own:
             self._members.say_soon()
 
-        return back
+    async def _take_away(self, place: tuple[str, str]) -> None:
+        if place not in self._own:
+            raise HookNotFoundError(*place)
+        self._forget_own(place)
+        consumer = self._consumers.pop(place, None)
+        if consumer is not None:
+            consumer.cancel()
+            await asyncio.gather(consumer, return_exceptions=True)
+
+    def _put_back(self, place: tuple[str, str], own: RegisteredHook, meant: FleetHook) -> None:
+        if place in self._own or not self.joined:
+            return
+        self._own[place], self._members.hooks[place] = own, meant
+        if meant.matches(self._members.labels):
+            self._hooks.add(own)
+        if meant.run is FleetRun.ONE:
+            self._consume(meant, None)
+        self._members.say_soon()
 
     def _place_own(self) -> None:
         """Have this process's own hooks run here where its labels say so, and only there."""
         for place, meant in self._members.hooks.items():
-            here = self._hooks.find(*place) is self._own[place]
-            wanted = meant.matches(self._members.labels)
-            if wanted and not here:
-                self._hooks.add(self._own[place])
-            elif here and not wanted:
-                self._hooks.unregister(*place)
+            own = self._own[place]
+            if not meant.matches(self._members.labels):
+                self._hooks.discard(own)
+            elif self._hooks.find(*place) is not own:
+                self._hooks.add(own)
 
     def _forget_own(self, place: tuple[str, str]) -> None:
-        self._own.pop(place, None)
+        own = self._own.pop(place, None)
         self._members.hooks.pop(place, None)
-        with suppress(HookNotFoundError):
-            self._hooks.unregister(*place)
+        if own is not None:
+            self._hooks.discard(own)  # one of its name that stands here may be another
 
     def _find(self, name: str, point: str) -> RegisteredHook | None:
         return self._own.get((name, point))
@@ -316,16 +329,16 @@ class Fleet:
     def _look(self, known: FleetMap) -> None:
         """Have a hook at each point for which others may have to be asked, and no more."""
         wanted = known.wanted(self.process)
-        for place, hook in list(self._proxies.items()):
-            if wanted.get(place) != hook:
+        for place, (asked, proxy) in list(self._proxies.items()):
+            if wanted.get(place) != asked:
                 del self._proxies[place]
-                with suppress(HookNotFoundError):
-                    self._hooks.unregister(_PROXY + hook.name, hook.point)
+                if proxy is not None:
+                    self._hooks.discard(proxy)
         for place, hook in wanted.items():
             if place not in self._proxies:
-                self._proxies[place] = hook
+                proxy = None
                 try:
-                    self._hooks.register(
+                    proxy = self._hooks.register(
                         hook.point,
                         _Proxy(self._asking, hook),
                         name=_PROXY + hook.name,
@@ -336,6 +349,7 @@ class Fleet:
                     )
                 except SpellError as error:  # it must not keep those behind it from being asked
                     logger.warning("hook %s of the fleet is not asked for: %s", hook.name, error)
+                self._proxies[place] = hook, proxy
 
     # --- one of several
 

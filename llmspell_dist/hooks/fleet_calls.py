@@ -11,7 +11,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any, Final
 
 from llmspell_dist.errors import CorruptRecordError, UnsupportedFormatError
-from llmspell_dist.hooks.kept import Kept
+from llmspell_dist.hooks.kept import RecordedFailure
 from llmspell_dist.hooks.recording import error_parts, result_of, result_parts
 from llmspell_dist.hooks.results import Cancel, HookResult, Modified
 
@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 FORMAT: Final = 1
-NOT_HERE: Final = Kept("HookNotFoundError", "there is no such hook here")
+NOT_HERE: Final = RecordedFailure("HookNotFoundError", "there is no such hook here")
 """What a process answers that has not, or no longer, the hook that it is to run."""
 
 
@@ -116,7 +116,7 @@ class Answer:
     id: str
     process: str
     result: HookResult | None = None
-    error: Kept | None = None
+    error: RecordedFailure | None = None
 
     def parts(self) -> dict[str, Any]:
         """Return what is to be sealed of it."""
@@ -139,10 +139,12 @@ class Answer:
     def of(cls, request_id: str, process: str, parts: dict[str, Any] | None) -> Answer:
         """Return the answer with these parts; None if they could not be opened."""
         if parts is None:
-            return cls(request_id, process, error=Kept("ReplayError", "the answer was left out"))
+            return cls(
+                request_id, process, error=RecordedFailure("ReplayError", "the answer was left out")
+            )
         error = parts["error"]
         result = result_of(parts["result"]) if parts["result"] else None
-        return cls(request_id, process, result, None if error is None else Kept(*error))
+        return cls(request_id, process, result, None if error is None else RecordedFailure(*error))
 
 
 def request_of(data: Any) -> Request:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -20,7 +21,7 @@ from llmspell_dist.hooks.fleet_calls import (
     under_way,
 )
 from llmspell_dist.hooks.fleet_running import run_for_another
-from llmspell_dist.hooks.kept import Kept, keep_error
+from llmspell_dist.hooks.kept import RecordedFailure, keep_error
 from llmspell_dist.hooks.recording import rebuild_context
 from llmspell_dist.hooks.results import Cancel, Fork
 
@@ -38,6 +39,8 @@ logger = logging.getLogger("llmspell_dist.hooks")
 
 AT_ONCE: Final = 100
 """So many hooks run for others at a time; what comes beyond waits."""
+MAX_WAITING: Final = 1000
+"""So many requests wait; what comes beyond is dropped, as if it had not arrived."""
 
 
 @dataclass(slots=True)
@@ -56,6 +59,8 @@ class FleetStats:
     """Hooks run for others."""
     late: int = 0
     """Requests that came after their time, and were not carried out."""
+    dropped: int = 0
+    """Requests that found too many waiting already, and were not carried out."""
     stopped_by_hops: int = 0
     stopped_by_time: int = 0
     unsent: int = 0
@@ -95,7 +100,7 @@ class Inbox:
         self.recorder: Recorder | None = None
         self._waiting: dict[str, asyncio.Queue[Answer]] = {}
         self._running: set[asyncio.Task[None]] = set()
-        self._room = asyncio.Semaphore(AT_ONCE)
+        self._backlog: deque[Event] = deque()
         self._heard: asyncio.Task[None] | None = None
 
     # --- answers
@@ -122,17 +127,27 @@ class Inbox:
             async for event in subscription:
                 # Whatever comes may have been published by anybody: it must not end this.
                 try:
-                    await self._take(event)
+                    self._take(event)
                 except Exception as error:  # noqa: BLE001 - as said
                     self._cannot_read(error)
         finally:
             await subscription.__aexit__(None, None, None)
 
-    async def _take(self, event: Event) -> None:
+    def _take(self, event: Event) -> None:
+        """Take what came, and wait for nothing: hooks may wait for the answer behind it."""
         if type(event.data) is dict and event.data.get("what") == "ran":
             self._answered(event.data)
-            return
-        await self._room.acquire()
+        elif len(self._running) < AT_ONCE:
+            self._start(event)
+        elif len(self._backlog) < MAX_WAITING:
+            self._backlog.append(event)
+        else:
+            self.stats.dropped += 1
+            if self.stats.dropped == 1:
+                said = "hooks are not run for other processes: %d run, and %d requests wait"
+                logger.warning(said, AT_ONCE, MAX_WAITING)
+
+    def _start(self, event: Event) -> None:
         task = asyncio.create_task(self._handle_live(event))
         self._running.add(task)
         task.add_done_callback(self._ended)
@@ -143,7 +158,8 @@ class Inbox:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
-        self._room.release()
+        if self._backlog:
+            self._start(self._backlog.popleft())
         if not task.cancelled() and task.exception() is not None:
             logger.warning("a hook was not run for another process: %s", task.exception())
 
@@ -201,7 +217,9 @@ class Inbox:
         except (SpellError, KeyError, TypeError, ValueError, AttributeError) as error:
             return Answer(request.id, self._process, error=keep_error(error))
         if told is None or ctx is None:
-            left_out = Kept("ReplayError", "what the hook is told was left out or is encrypted")
+            left_out = RecordedFailure(
+                "ReplayError", "what the hook is told was left out or is encrypted"
+            )
             return Answer(request.id, self._process, error=left_out)
         ctx.metadata["fleet.hops"] = str(request.travel.hops)
         ctx.metadata["fleet.origin"] = request.travel.origin
@@ -220,6 +238,7 @@ class Inbox:
 
     async def close(self) -> None:
         """Hear no more; hooks that run for others are ended."""
+        self._backlog.clear()
         heard, self._heard = self._heard, None
         tasks = [*self._running, *([] if heard is None else [heard])]
         for task in tasks:

@@ -7,7 +7,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from llmspell_dist.hooks.calling import called
-from llmspell_dist.hooks.kept import Kept, keep_error
+from llmspell_dist.hooks.kept import RecordedFailure, keep_error
 from llmspell_dist.hooks.nesting import deeper, surface
 
 if TYPE_CHECKING:
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 __all__ = ["Ran", "run_for_another"]
 
-_CANCELLED: Final = Kept("CancelledError", "the process that ran it ended")
+_CANCELLED: Final = RecordedFailure("CancelledError", "the process that ran it ended")
 
 
 class Ran(NamedTuple):
     """What came of a hook."""
 
     result: HookResult | None = None
-    error: Kept | None = None
+    error: RecordedFailure | None = None
     ran: bool = True
 
 
 _LEFT_OUT: Final = Ran(
-    error=Kept("HookError", "it is left out, for its circuit breaker is open"), ran=False
+    error=RecordedFailure("HookError", "it is left out, for its circuit breaker is open"), ran=False
 )
 
 
@@ -63,7 +63,7 @@ async def run_for_another(
     record = recorder if hook.replayable else None
     run = None if record is None else record.begin(ctx)
     began = perf_counter()
-    error: Kept | None = _CANCELLED
+    error: RecordedFailure | None = _CANCELLED
     result = None
     try:
         result, error = await called(runner, hook.call, ctx, limit_s)
@@ -82,7 +82,7 @@ async def run_for_another(
     return Ran(result, error)
 
 
-def _wants(hook: RegisteredHook, ctx: HookContext) -> Literal[True] | Kept | None:
+def _wants(hook: RegisteredHook, ctx: HookContext) -> Literal[True] | RecordedFailure | None:
     """Return True if it wants to run, None if not, and what it raised if it could not say."""
     if hook.should_execute is None:
         return True

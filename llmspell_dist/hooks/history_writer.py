@@ -139,19 +139,22 @@ class HistoryWriter:
             self._flusher = asyncio.create_task(self._flush(), name="llmspell-hook-history")
 
     async def _flush(self) -> None:
-        while True:
-            executions = self._take()
-            if not executions:
-                return
-            packed = self._packed(executions)
-            while packed:
-                some: list[tuple[bytes, ...]] = []
-                size = 0
-                while packed and (not some or size < BATCH_BYTES):
-                    some.append(packed.popleft())
-                    size += len(some[-1][0])
-                await self._send(some)
-                self._in_hand -= len(some)
+        try:
+            while executions := self._take():
+                packed = self._packed(executions)
+                while packed:
+                    some: list[tuple[bytes, ...]] = []
+                    size = 0
+                    while packed and (not some or size < BATCH_BYTES):
+                        some.append(packed.popleft())
+                        size += len(some[-1][0])
+                    await self._send(some)
+                    self._in_hand -= len(some)
+        finally:
+            with self._lock:  # however it ended: the next that is put has it begin again
+                self._busy = False
+                self._lost += self._in_hand
+                self._in_hand = 0
 
     def _packed(self, executions: list[Execution]) -> deque[tuple[bytes, ...]]:
         """Return the executions as they are sent; one that cannot be packed stops no other."""
@@ -192,6 +195,10 @@ class HistoryWriter:
                     return
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, _MAX_PAUSE_S)
+            except Exception:  # it must not keep those behind it from being written
+                self._lost += len(some)
+                logger.exception("%d executions of hooks are not recorded", len(some))
+                return
             else:
                 self._written += len(some)
                 return
@@ -215,14 +222,13 @@ class HistoryWriter:
         except TimeoutError:
             pass
         flusher, self._flusher = self._flusher, None
+        left = len(self._queue) + self._in_hand
         if flusher is not None and not flusher.done():
             flusher.cancel()
             await asyncio.gather(flusher, return_exceptions=True)
-        left = len(self._queue) + self._in_hand
         if left:
-            self._lost += left
+            self._lost += len(self._queue)
             self._queue.clear()
-            self._in_hand = 0
             logger.warning("%d executions of hooks could not be recorded before the end", left)
 
     def forget(self) -> None:

@@ -13,7 +13,7 @@ from llmspell_dist.callables import check_takes_one
 from llmspell_dist.errors import InvalidArgumentError
 from llmspell_dist.hooks.breaker import SLOW_S, BreakerConfig, BreakerState, CircuitBreaker
 from llmspell_dist.hooks.context import HookContext
-from llmspell_dist.hooks.metrics import Durations, Ring, Timing
+from llmspell_dist.hooks.metrics import DurationWindow, Ring, Timing
 
 __all__ = [
     "Hook",
@@ -165,7 +165,7 @@ class RegisteredHook:
         self.retention_priority = _checked_priority(retention_priority, "retention_priority")
         self.breaker = _breaker_of(breaker, self.timeout)
         self.enabled = True
-        self.durations = Durations()
+        self.durations = DurationWindow()
         self.failures = self.timeouts = self.skipped = self.cancelled = 0
         self.threaded = timeout is not None and not iscoroutinefunction(self.call)
         """A plain function with a time limit: only in a thread can it be left alone at its end."""
@@ -191,8 +191,8 @@ class RegisteredHook:
         """Whether an operation must not go on without it."""
         return self.on_failure is not OnFailure.IGNORE
 
-    def stats(self, rings: Iterable[tuple[Ring, int]] = ()) -> HookStats:
-        """Return how it has done so far, with what stands in rings."""
+    def stats(self, rings: Iterable[tuple[Ring, int]]) -> HookStats:
+        """Return how it has done so far, with what stands in rings: `Hooks.stats` knows them."""
         own = getattr(self.hook, "stats", None)
         return HookStats(
             self.name,

@@ -16,7 +16,7 @@ from inspect import isawaitable
 from typing import Any, Final, Protocol
 
 from llmspell_dist.hooks.errors import ReplayDivergedError
-from llmspell_dist.hooks.kept import Kept, keep, keep_error
+from llmspell_dist.hooks.kept import RecordedFailure, keep, keep_error
 from llmspell_dist.ids import new_id
 
 __all__ = ["LIVE", "Injected", "Inputs", "Live", "RecordedInput", "Recording"]
@@ -79,7 +79,7 @@ class RecordedInput:
     arguments: Any = None
     """Of a call: ``[positional, named]``, as they can be kept."""
     value: Any = None
-    error: Kept | None = None
+    error: RecordedFailure | None = None
     """What the call raised."""
     awaited: bool = False
     """Whether the answer was waited for."""
@@ -144,7 +144,7 @@ class Recording(Live):
             raise
         if isawaitable(answer):
             entry.awaited = True
-            entry.error = Kept("TimeoutError", UNFINISHED)
+            entry.error = RecordedFailure("TimeoutError", UNFINISHED)
             return self._awaited(entry, answer)
         entry.value = keep(answer)
         return answer

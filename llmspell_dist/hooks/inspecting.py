@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from math import ceil
 from typing import TYPE_CHECKING
 
 from llmspell_dist.errors import InvalidArgumentError
+from llmspell_dist.hooks.metrics import nearest_rank
 
 if TYPE_CHECKING:
     from llmspell_dist.hooks.recording import Execution
@@ -33,12 +33,14 @@ class Durations:
         ordered = sorted(durations_us)
         if not ordered:
             return cls(0, 0, 0.0, 0, 0, 0)
-
-        def rank(share: float) -> int:
-            return ordered[max(ceil(share * len(ordered)) - 1, 0)]
-
-        mean = sum(ordered) / len(ordered)
-        return cls(len(ordered), ordered[0], mean, rank(0.5), rank(0.95), ordered[-1])
+        return cls(
+            len(ordered),
+            ordered[0],
+            sum(ordered) / len(ordered),
+            nearest_rank(ordered, 0.50),
+            nearest_rank(ordered, 0.95),
+            ordered[-1],
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from llmspell_dist.errors import ConflictError, InvalidArgumentError, SpellError
 from llmspell_dist.hooks.context import ComponentId, HookContext
 from llmspell_dist.hooks.errors import InvalidHookResultError, OperationCancelledError
 from llmspell_dist.hooks.executor import Waiting
-from llmspell_dist.hooks.memory import ABSENT, Kept
+from llmspell_dist.hooks.memory import ABSENT, CachedResult
 from llmspell_dist.hooks.nesting import inside
 from llmspell_dist.hooks.points import HookPoint
 from llmspell_dist.hooks.results import Cache, Cancel, Redirect, Replace, Retry
@@ -215,7 +215,7 @@ class StateHooks:
         found = self._cache.get(key)
         if found is None:
             # A default is this caller's: kept is that there is nothing.
-            found = Kept((yield from self._kept(call, wanted, {**data, "default": ABSENT})))
+            found = CachedResult((yield from self._kept(call, wanted, {**data, "default": ABSENT})))
         return data.get("default") if found.value is ABSENT else found.value
 
     def _kept(self, call: StateCall, wanted: Cache, data: dict[str, Any]) -> Steps[Any]:
@@ -225,7 +225,8 @@ class StateHooks:
             result = yield from call.carry_out(data)
             self._cache.put(key, result, wanted.ttl)
             return result
-        place = (Scope.coerce(data["scope"]).text, data["key"])
+        scope, name = arguments_of(data, ("scope", "key"))
+        place = (Scope.coerce(scope).text, name)
         stamp = self._cache.stamp(place)
         result, lasts = yield from call.lasting(data)
         if lasts:

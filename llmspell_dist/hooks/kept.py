@@ -18,7 +18,16 @@ from llmspell_dist.state.writes import ANY
 from llmspell_dist.ttl import KEEP
 from llmspell_dist.typed import is_model, to_builtin
 
-__all__ = ["Kept", "RecordedError", "Unrecorded", "gaps", "keep", "keep_error", "restore", "store"]
+__all__ = [
+    "RecordedError",
+    "RecordedFailure",
+    "Unrecorded",
+    "gaps",
+    "keep",
+    "keep_error",
+    "restore",
+    "store",
+]
 
 MAX_DEPTH: Final = 32
 _MARK: Final = "$unrecorded"
@@ -50,7 +59,7 @@ class RecordedError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class RecordedFailure:
     """An error as data."""
 
     type: str
@@ -78,16 +87,16 @@ class Kept:
         return RecordedError(self.type, self.message)
 
 
-def keep_error(error: BaseException) -> Kept:
+def keep_error(error: BaseException) -> RecordedFailure:
     """Return an error as data."""
     if isinstance(error, SpellError):
         facts = keep(error.facts)
-        return Kept(type(error).__name__, str(error), type(error).code, facts)
+        return RecordedFailure(type(error).__name__, str(error), type(error).code, facts)
     if isinstance(error, RecordedError):
-        return Kept(error.type_name, error.message)
+        return RecordedFailure(error.type_name, error.message)
     # str() of a KeyError is the repr of its key.
     said = error.args[0] if len(error.args) == 1 and type(error.args[0]) is str else str(error)
-    return Kept(type(error).__name__, said)
+    return RecordedFailure(type(error).__name__, said)
 
 
 def keep(value: Any) -> Any:

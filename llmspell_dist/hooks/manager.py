@@ -8,6 +8,7 @@ from functools import cached_property
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
+from llmspell_dist.closing import KEPT
 from llmspell_dist.errors import SpellError
 from llmspell_dist.hooks.engine import HookEngine, HookOutcome
 from llmspell_dist.hooks.history_keeping import history_of
@@ -138,11 +139,13 @@ class Hooks(Registration):
 
     async def close(self, timeout: float = DRAIN_S) -> None:
         """Wait for queued hooks, no longer than `timeout` seconds, and stop; twice is allowed."""
+        until = monotonic() + timeout
+        behind_until = until - timeout * KEPT
         if self.engine.state.expiring or self._driver.leftovers:  # somebody is behind writes
-            await self._driver.leftovers.close(timeout)
-        await self._queue.close(timeout)
+            await self._driver.leftovers.close(max(0.0, behind_until - monotonic()))
+        await self._queue.close(max(0.0, behind_until - monotonic()))
         if "fleet" in self.__dict__:
             await self.fleet.close()
         await self._runner.close()
-        await self._writer.close(timeout)
+        await self._writer.close(max(0.0, until - monotonic()))
         self._closed = True

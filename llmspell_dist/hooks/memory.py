@@ -16,7 +16,7 @@ from llmspell_dist.fork import child_safe_lock
 if TYPE_CHECKING:
     from llmspell_dist.redis.commits import Commit
 
-__all__ = ["ABSENT", "Kept", "ResultCache"]
+__all__ = ["ABSENT", "CachedResult", "ResultCache"]
 
 MAX_ENTRIES: Final = 1024
 MAX_WRITTEN: Final = 10_000
@@ -27,7 +27,7 @@ class ABSENT:
     """Stands for a value that is not there: a class, for a copy of one is itself."""
 
 
-class Kept(NamedTuple):
+class CachedResult(NamedTuple):
     """A result that was kept."""
 
     value: Any
@@ -62,7 +62,7 @@ class ResultCache:
         """Whether to be told of commits; on for good once a hook before reads was registered."""
         self.hits = self.misses = 0
 
-    def get(self, key: Hashable) -> Kept | None:
+    def get(self, key: Hashable) -> CachedResult | None:
         """Return what was kept under a key, if its time is not over."""
         with self._lock:
             entry = self._entries.get(key)
@@ -135,18 +135,13 @@ class ResultCache:
         with self._lock:
             self._entries.pop(key, None)
 
-    def clear(self) -> None:
-        """Forget everything."""
-        with self._lock:
-            self._entries.clear()
-
     def __len__(self) -> int:
         return len(self._entries)
 
 
-def _copied(value: Any) -> Kept | None:
+def _copied(value: Any) -> CachedResult | None:
     try:
-        return Kept(deepcopy(value))
+        return CachedResult(deepcopy(value))
     except Exception as error:  # noqa: BLE001 - whatever a foreign object raises
         logger.debug("a result of %s cannot be kept: %s", type(value).__name__, type(error))
         return None

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil
 from time import perf_counter
-from typing import Final
+from typing import Final, TypeVar
 
 from llmspell_dist.fork import child_safe_lock
 
-__all__ = ["Durations", "Ring", "Timing"]
+__all__ = ["DurationWindow", "Ring", "Timing", "nearest_rank"]
+
+N = TypeVar("N", int, float)
 
 WINDOW_SAMPLES: Final = 1000
 WINDOW_S: Final = 3600.0
@@ -35,7 +37,7 @@ class Timing:
     p99: float = 0.0
 
 
-class Durations:
+class DurationWindow:
     """Takes the durations of one hook; safe to share between threads."""
 
     __slots__ = ("_clock", "_count", "_lock", "_window")
@@ -45,6 +47,11 @@ class Durations:
         self._lock = child_safe_lock()
         self._window: deque[tuple[float, float]] = deque(maxlen=WINDOW_SAMPLES)
         self._count = 0
+
+    @property
+    def count(self) -> int:
+        """How many calls that were."""
+        return self._count
 
     def take(self, ended: float, took: float) -> None:
         """Take one call: when it ended, and how long it took."""
@@ -75,9 +82,9 @@ class Durations:
             took[0],
             took[-1],
             sum(took) / len(took),
-            _rank(took, 0.50),
-            _rank(took, 0.95),
-            _rank(took, 0.99),
+            nearest_rank(took, 0.50),
+            nearest_rank(took, 0.95),
+            nearest_rank(took, 0.99),
         )
 
 
@@ -100,6 +107,6 @@ class Ring:
         return [(run[place + 1], run[place + 1] - run[place]) for run in self.marks.copy()]
 
 
-def _rank(ordered: list[float], share: float) -> float:
-    """Return a percentile by nearest rank."""
+def nearest_rank(ordered: Sequence[N], share: float) -> N:
+    """Return a percentile, from over 0 to 1, of some figures in order, by nearest rank."""
     return ordered[ceil(share * len(ordered)) - 1]

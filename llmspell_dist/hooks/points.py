@@ -9,7 +9,7 @@ from typing import Final
 
 from llmspell_dist.hooks.errors import UnknownHookPointError
 
-__all__ = ["HookPoint", "point_of"]
+__all__ = ["HookPoint", "is_before", "point_of"]
 
 
 class HookPoint(StrEnum):
@@ -73,6 +73,12 @@ _NAMED: Final = {point.value: point for point in HookPoint} | dict(HookPoint.__m
 _LOOSELY: Final = {point.value.lower(): point.value for point in HookPoint}
 _CUSTOM: Final = re.compile(r"[\w.-]+(?::[\w.-]+)+", re.ASCII)
 MAX_LENGTH: Final = 128
+
+
+def is_before(point: str) -> bool:
+    """Whether a point stands before something: by its name, or ``:before_`` in one of your own."""
+    named = _NAMED.get(point)
+    return ":before_" in point if named is None else named.startswith("Before")
 
 
 def point_of(value: object) -> str:

@@ -53,6 +53,12 @@ class Run:
     started_at: datetime
     secret: bool
     correlated: bool
+    waited_s: float | None = 0.0
+    """How long it waited for room before the hook was called; None while it still waits."""
+
+    def waited(self, seconds: float) -> None:
+        """Note that the hook is called now, so long after there should have been room."""
+        self.waited_s, self.started_at = seconds, datetime.now(UTC)
 
 
 class Recorder:

@@ -10,7 +10,7 @@ from llmspell_dist.context import CommitContext, entered
 from llmspell_dist.correlated import HookRun
 from llmspell_dist.hooks.context import ComponentId, HookContext, OperationContext
 from llmspell_dist.hooks.inputs import RecordedInput
-from llmspell_dist.hooks.kept import Kept, gaps, keep, keep_error
+from llmspell_dist.hooks.kept import RecordedFailure, gaps, keep, keep_error
 from llmspell_dist.hooks.results import CONTINUE, ForkOperation, HookResult
 
 __all__ = [
@@ -50,7 +50,7 @@ class Execution:
     context: dict[str, Any] | None = None
     """What the hook was told, as data; None if it was left out or cannot be read."""
     result: HookResult | None = None
-    error: Kept | None = None
+    error: RecordedFailure | None = None
     inputs: tuple[RecordedInput, ...] = ()
     correlated: bool = False
     """Whether it was said what the operation belongs to: only then it is in a timeline."""
@@ -154,7 +154,7 @@ def rebuild_context(kept: dict[str, Any]) -> HookContext:
             operation["id"],
             keep(kept["data"] if operation["parameters"] is None else operation["parameters"]),
             keep(operation["result"]),
-            None if error is None else Kept(*error).error(),
+            None if error is None else RecordedFailure(*error).error(),
         )
     component = ComponentId(*kept["component"])
     parent: HookContext | None = None
@@ -218,7 +218,7 @@ def result_of(parts: dict[str, Any]) -> HookResult:
     return cls(**named)
 
 
-def error_parts(error: Kept) -> list[Any]:
+def error_parts(error: RecordedFailure) -> list[Any]:
     """Return an error as data."""
     return [error.type, error.message, error.code, error.facts]
 
@@ -233,5 +233,5 @@ def input_of(parts: list[Any]) -> RecordedInput:
     """Return the input that `input_parts` was given."""
     kind, name, arguments, value, error, awaited = parts
     return RecordedInput(
-        kind, name, arguments, value, None if error is None else Kept(*error), awaited
+        kind, name, arguments, value, None if error is None else RecordedFailure(*error), awaited
     )

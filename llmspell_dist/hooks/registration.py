@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from math import isfinite
 from typing import Any, TypeVar
 
@@ -11,7 +12,7 @@ from llmspell_dist.hooks.breaker import BreakerConfig, CircuitBreaker
 from llmspell_dist.hooks.hook import HookStats, OnFailure, RegisteredHook
 from llmspell_dist.hooks.nesting import nested
 from llmspell_dist.hooks.points import HookPoint, point_of
-from llmspell_dist.hooks.registry import Registry
+from llmspell_dist.hooks.registry import HookCounts, Registry
 
 __all__ = ["Registration", "checked_wait"]
 
@@ -109,7 +110,7 @@ class Registration:
                     done.append(self.register(*_pair_of(one)))
         except BaseException:
             for hook in done:
-                self._registry.remove(hook.name, hook.point)
+                self._registry.discard(hook)
             raise
         return done
 
@@ -119,6 +120,25 @@ class Registration:
         `HookNotFoundError` if there is none; as of `enable` and `disable`.
         """
         return self._registry.remove(name, point)
+
+    def discard(self, hook: RegisteredHook) -> bool:
+        """Take just this hook away, not another one of its name; return whether it was there."""
+        return self._registry.discard(hook)
+
+    @contextmanager
+    def replacing(self, name: str, point: HookPoint | str) -> Iterator[None]:
+        """Have a hook away while another one of its name is put in its place.
+
+        If the block raises, the hook is there again; `HookNotFoundError` if there is none.
+        """
+        before = self.find(name, point)
+        self.unregister(name, point)
+        try:
+            yield
+        except BaseException:
+            if before is not None and self.find(name, point) is None:
+                self.add(before)
+            raise
 
     def clear(self, point: HookPoint | str | None = None) -> int:
         """Take all hooks of a point away, or all; return how many there were."""
@@ -167,6 +187,13 @@ class Registration:
     def stats(self) -> dict[str, list[HookStats]]:
         """Return how every hook has done so far, by point."""
         return self._registry.stats()
+
+    def counts(self) -> dict[tuple[str, str], HookCounts]:
+        """Return how often hooks have run, failed and been left out so far, by name and point.
+
+        Those count too that were taken away, up to a thousand names: no figure goes down.
+        """
+        return self._registry.counts()
 
     def report(self) -> str:
         """Return the figures of all hooks as a table; times in milliseconds."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import Final, NamedTuple
 
 from llmspell_dist.errors import InvalidArgumentError
 from llmspell_dist.fork import child_safe_lock
@@ -12,13 +12,42 @@ from llmspell_dist.hooks.effects import GOING_ON, STATE_POINTS, allowed_at
 from llmspell_dist.hooks.errors import DuplicateHookError, HookNotFoundError
 from llmspell_dist.hooks.hook import HookStats, OnFailure, RegisteredHook
 from llmspell_dist.hooks.metrics import Ring
-from llmspell_dist.hooks.points import HookPoint, point_of
+from llmspell_dist.hooks.points import HookPoint, is_before, point_of
 
-__all__ = ["Chain", "Registry"]
+__all__ = ["Chain", "HookCounts", "Registry"]
 
 
+_MOST_GONE: Final = 1000
+"""So many hooks that are gone are remembered by what they counted: those that went last."""
 _RETIRED: Final = 16
 """So many chains are kept that were replaced, for what is still running through them."""
+
+
+Rings = dict[RegisteredHook, list[tuple[Ring, int]]]
+"""By hook, the chains in which it ran, and its place there."""
+
+
+class HookCounts(NamedTuple):
+    """What all hooks of one name at one point have counted, those included that are gone."""
+
+    runs: int = 0
+    failures: int = 0
+    skipped: int = 0
+
+    def plus(self, hook: RegisteredHook, rings: Rings) -> HookCounts:
+        """Return the counts with those of one hook."""
+        return HookCounts(
+            self.runs + hook.durations.count + sum(ring.runs for ring, _ in rings.get(hook, ())),
+            self.failures + hook.failures,
+            self.skipped + hook.skipped,
+        )
+
+
+class _Gone(NamedTuple):
+    """What hooks of one name and point counted: the last to go, which may come back, and others."""
+
+    earlier: HookCounts
+    last: RegisteredHook | None
 
 
 class Chain:
@@ -89,6 +118,8 @@ class Registry:
         self._hooks: dict[str, list[RegisteredHook]] = {}
         self._chains: dict[str, Chain] = {}
         self._retired: list[Chain] = []
+        self._here: set[RegisteredHook] = set()
+        self._gone: dict[tuple[str, str], _Gone] = {}
         self._enabled = True
         self._listeners: list[Callable[[], None]] = []
 
@@ -135,9 +166,24 @@ class Registry:
         with self._lock:
             found = self._named(name, point)
             for hook in found:
-                self._hooks[hook.point].remove(hook)
+                self._take_away(hook)
             self._changed()
         return len(found)
+
+    def discard(self, hook: RegisteredHook) -> bool:
+        """Take just this hook away, if it is here; whether it was."""
+        with self._lock:
+            there = any(one is hook for one in self._hooks.get(hook.point, ()))
+            if there:
+                self._take_away(hook)
+                self._changed()
+        return there
+
+    def _take_away(self, hook: RegisteredHook) -> None:
+        there = self._hooks[hook.point]
+        there.remove(hook)
+        if not there:
+            del self._hooks[hook.point]
 
     def clear(self, point: object = None) -> int:
         """Take all hooks away, of one point or of all; how many that were.
@@ -180,6 +226,7 @@ class Registry:
             self._changed()
 
     def _changed(self) -> None:
+        self._keep_counts()
         self._retire()
         self._chains = (
             {point: Chain(point, hooks) for point, hooks in self._hooks.items() if hooks}
@@ -189,9 +236,24 @@ class Registry:
         for listener in self._listeners:
             listener()
 
+    def _keep_counts(self) -> None:
+        """Remember what hooks have counted that are gone: no counter may go down."""
+        here = {hook for hooks in self._hooks.values() for hook in hooks}
+        for hook in here - self._here:
+            gone = self._gone.get((hook.name, hook.point))
+            if gone is not None and gone.last is hook:
+                self._gone[hook.name, hook.point] = _Gone(gone.earlier, None)
+        rings = self._rings()
+        for hook in self._here - here:
+            gone = self._gone.pop((hook.name, hook.point), _Gone(HookCounts(), None))
+            self._gone[hook.name, hook.point] = _Gone(_sum(gone, rings), hook)
+        while len(self._gone) > _MOST_GONE:
+            del self._gone[next(iter(self._gone))]
+        self._here = here
+
     def _retire(self) -> None:
         """Give what chains measured to their hooks, but not at once: runs may still go on."""
-        self._retired += [chain for chain in self._chains.values() if chain.hooks]
+        self._retired += self._running()
         while len(self._retired) > _RETIRED:
             chain = self._retired.pop(0)
             for place, hook in enumerate(chain.hooks):
@@ -228,15 +290,39 @@ class Registry:
 
     def stats(self) -> dict[str, list[HookStats]]:
         """Return how every hook has done, by point."""
-        rings: dict[RegisteredHook, list[tuple[Ring, int]]] = {}
         by_point: dict[str, list[HookStats]] = {}
         with self._lock:
-            for chain in (*self._chains.values(), *self._retired):
-                for place, hook in enumerate(chain.hooks):
-                    rings.setdefault(hook, []).append((chain.ring, place))
+            rings = self._rings()
             for hook in self.all():
                 by_point.setdefault(hook.point, []).append(hook.stats(rings.get(hook, ())))
         return by_point
+
+    def counts(self) -> dict[tuple[str, str], HookCounts]:
+        """Return what hooks have counted, by name and point; of those that are gone too."""
+        with self._lock:
+            rings = self._rings()
+            found = {place: _sum(gone, rings) for place, gone in self._gone.items()}
+            for hook in self.all():
+                place = hook.name, hook.point
+                found[place] = found.get(place, HookCounts()).plus(hook, rings)
+        return found
+
+    def _running(self) -> list[Chain]:
+        """Return the chains that run now, those of queued hooks included."""
+        found = self._chains.values()
+        return [one for chain in found for one in (chain, *chain.queued) if one.hooks]
+
+    def _rings(self) -> Rings:
+        """Return where it stands how long hooks took, beside what they have themselves."""
+        rings: Rings = {}
+        for chain in (*self._running(), *self._retired):
+            for place, hook in enumerate(chain.hooks):
+                rings.setdefault(hook, []).append((chain.ring, place))
+        return rings
+
+
+def _sum(gone: _Gone, rings: Rings) -> HookCounts:
+    return gone.earlier if gone.last is None else gone.earlier.plus(gone.last, rings)
 
 
 def _is_point(name: object) -> bool:
@@ -245,9 +331,7 @@ def _is_point(name: object) -> bool:
 
 def _may_queue(point: str) -> bool:
     """Whether nobody waits for what hooks at a point say."""
-    if isinstance(point, HookPoint):
-        return not point.startswith("Before") and point not in (
-            HookPoint.STATE_CONFLICT,
-            HookPoint.TOOL_VALIDATION,
-        )
-    return ":before_" not in point
+    return not is_before(point) and point not in (
+        HookPoint.STATE_CONFLICT,
+        HookPoint.TOOL_VALIDATION,
+    )

@@ -16,7 +16,7 @@ from llmspell_dist.hooks.modifications import Modification, modifications_of
 if TYPE_CHECKING:
     from llmspell_dist.hooks.comparator import Comparison
     from llmspell_dist.hooks.errors import ReplayDivergedError
-    from llmspell_dist.hooks.kept import Kept
+    from llmspell_dist.hooks.kept import RecordedFailure
     from llmspell_dist.hooks.recording import Execution
     from llmspell_dist.hooks.results import HookResult
 
@@ -90,7 +90,7 @@ class Replayed:
     """What was recorded."""
     mode: ReplayMode
     result: HookResult | None = None
-    error: Kept | None = None
+    error: RecordedFailure | None = None
     """What the hook raised, or why it could not be replayed."""
     ran: bool = True
     """Whether the hook was called."""

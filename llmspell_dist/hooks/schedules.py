@@ -18,12 +18,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from llmspell_dist.errors import (
-    InvalidArgumentError,
-    LeaseLostError,
-    SpellError,
-    StaleFencingTokenError,
-)
+from llmspell_dist.errors import InvalidArgumentError, SpellError
 from llmspell_dist.fork import keep_forever, on_fork
 from llmspell_dist.hooks.errors import ScheduleNotFoundError
 from llmspell_dist.hooks.history_query import MAX_LIMIT, HistoryQuery
@@ -36,7 +31,15 @@ from llmspell_dist.hooks.schedule_store import (
     schedule_key,
 )
 from llmspell_dist.ids import new_id
-from llmspell_dist.schedule import Missed, Schedule, plan_runs
+from llmspell_dist.schedule import (
+    FENCED_OUT,
+    MAX_ATTEMPTS,
+    Missed,
+    Schedule,
+    gives_up,
+    is_far_ahead,
+    plan_runs,
+)
 from llmspell_dist.state.manager import StateManager
 from llmspell_dist.state.server_time import ServerTime
 
@@ -54,9 +57,6 @@ LEASE_NAME: Final = "schedules"
 LEASE_TTL_S: Final = 10.0
 LOOK_EVERY_S: Final = 1.0
 """How soon a new schedule is seen by the process that runs them."""
-MAX_ATTEMPTS: Final = 3
-MOST_AHEAD: Final = timedelta(hours=1)
-"""A schedule that is decided further ahead than this was so by a clock that was wrong."""
 
 RunBatch = Callable[[ScheduledReplay, datetime], Awaitable[BatchReport]]
 
@@ -177,10 +177,14 @@ class ReplaySchedules:
         await self._state.delete(SCOPE, progress_key(name))
 
     async def enable(self, name: str, *, enabled: bool = True) -> None:
-        """Let a schedule run, or keep it from running."""
-        made = (await self.show(name)).replay
-        data = replace(made, enabled=enabled).as_data()
-        await self._state.set(SCOPE, schedule_key(name), data)
+        """Let a schedule run, or keep it from running; `ScheduleNotFoundError` if there is none."""
+
+        def switched(data: Any) -> Any:
+            if data is None:
+                raise ScheduleNotFoundError(name)
+            return replace(ScheduledReplay.from_data(data), enabled=enabled).as_data()
+
+        await self._state.update(SCOPE, schedule_key(name), switched)
 
     async def show(self, name: str) -> ScheduleStatus:
         """Return a schedule and how far it has come."""
@@ -241,7 +245,7 @@ class ReplaySchedules:
                     while True:
                         next_run = await self.turn(lease)
                         await asyncio.sleep(self._time.left_s(next_run, LOOK_EVERY_S))
-            except (LeaseLostError, StaleFencingTokenError):
+            except FENCED_OUT:
                 logger.info("the lease on replay schedules is another process's now")
             except SpellError as error:
                 logger.warning("replay schedules: %s", error)
@@ -256,7 +260,13 @@ class ReplaySchedules:
         for status in await self.list():
             if not status.replay.enabled:
                 continue
-            soonest = await self._run_due(lease, status)
+            try:
+                soonest = await self._run_due(lease, status)
+            except SpellError:
+                raise
+            except Exception:  # it must not keep those behind it from running
+                logger.exception("replay schedule %s", status.name)
+                continue
             if soonest is not None and (next_run is None or soonest < next_run):
                 next_run = soonest
         return next_run
@@ -264,7 +274,7 @@ class ReplaySchedules:
     async def _run_due(self, lease: Lease, status: ScheduleStatus) -> datetime | None:
         made, progress = status.replay, status.progress
         now = await self._time.now()
-        if progress.done_until - now > MOST_AHEAD:
+        if is_far_ahead(progress.done_until, now):
             said = "schedule %s was decided up to %s, which is far ahead: it goes on from now"
             logger.warning(said, made.name, progress.done_until)
             progress = replace(progress, done_until=now)
@@ -272,21 +282,20 @@ class ReplaySchedules:
         plan = plan_runs(made.schedule, progress.done_until, now, made.missed, made.grace)
         due = [*progress.pending, *plan.due]
         while due:
-            again = due[0] in progress.pending and progress.attempts > 0
-            attempts = progress.attempts + 1 if again else 1
+            begun = progress.attempts if due[0] in progress.pending else 0
             progress = replace(
                 progress,
                 done_until=plan.done_until,
                 left_out=progress.left_out + plan.left_out,
                 pending=tuple(due),
-                attempts=attempts,
+                attempts=begun + 1,
                 token=lease.token,
             )
             plan = plan._replace(left_out=0)
             # Written before it begins: whoever comes after this process knows of it.
             if not await self._write(lease, made, progress):
                 return None
-            if attempts > MAX_ATTEMPTS:
+            if gives_up(begun):
                 said = f"given up after {MAX_ATTEMPTS} attempts that did not come to their end"
                 progress = replace(progress, last_difference=said, last_failed=1)
             else:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgpack
 
 from llmspell_dist.errors import CorruptRecordError, SpellError, UnsupportedFormatError
-from llmspell_dist.hooks.kept import Kept, restore, store
+from llmspell_dist.hooks.kept import RecordedFailure, restore, store
 from llmspell_dist.hooks.recording import (
     Execution,
     error_parts,
@@ -224,6 +224,6 @@ class Sealer:
             execution,
             context=parts["context"],
             result=result_of(parts["result"]) if parts["result"] else None,
-            error=None if error is None else Kept(*error),
+            error=None if error is None else RecordedFailure(*error),
             inputs=tuple(input_of(one) for one in parts["inputs"]),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Self
 
@@ -151,9 +152,16 @@ class Ending:
     def __init__(self, lanes: Lanes, limit_s: float) -> None:
         self._lanes = lanes
         self._limit_s = limit_s
+        self._until = inf
 
-    async def __aenter__(self) -> None:
+    def left_s(self, *, kept: float = 0.0) -> float:
+        """Return how long may be waited still, if this share of the limit is kept for others."""
+        return max(0.0, self._until - kept * self._limit_s - monotonic())
+
+    async def __aenter__(self) -> Self:
+        self._until = monotonic() + self._limit_s
         self._cutting = asyncio.create_task(self._cut())
+        return self
 
     async def __aexit__(
         self,

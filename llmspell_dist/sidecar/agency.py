@@ -13,6 +13,7 @@ from llmspell_dist.agents.model import utc_now
 from llmspell_dist.agents.steps import AgentSteps
 from llmspell_dist.errors import ConflictError
 from llmspell_dist.sidecar.call import LEASE_HEADER, Call
+from llmspell_dist.state.driver import driver_of as client_driver
 
 if TYPE_CHECKING:
     from llmspell_dist.agents.model import AgentState
@@ -25,7 +26,7 @@ __all__ = ["agent_of", "agents_of", "driver_of", "effects_of", "save_over"]
 
 def driver_of(call: Call) -> AsyncDriver:
     """Return what carries out the request's operations, under the leases that it carries."""
-    driver: AsyncDriver = call.spell.agents._driver  # noqa: SLF001 - the client's one
+    driver = client_driver(call.spell)
     carried = call.headers.get(LEASE_HEADER)
     return driver if carried is None else driver.over(call.services.fenced_core(carried))
 

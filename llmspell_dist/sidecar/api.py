@@ -72,7 +72,7 @@ class Api(BaseRoute):
         self._admission = Admission(services)
         self._answering = Answering(services)
         self._idempotency = Idempotency(services)
-        self._repeats = Repeats.of(services)
+        self._repeats = services.one(Repeats)
         limits = self._limits = services.settings.limits
         self._gate = Gate(limits.client_requests, limits.client_waiting)
         self._receiving = Gate(limits.client_requests, limits.client_waiting)
@@ -201,7 +201,7 @@ class Api(BaseRoute):
         endpoint, method = call.endpoint, call.scope["method"]
         body = plain_body(body, call.headers, self._limits)
         if endpoint.body is not None:
-            call.body = self._read(body, call, endpoint.body)
+            call.body = await self._read(body, call, endpoint.body)
         elif body.strip():
             raise BodyError("request", "it must have no body")
         if method in _BODILESS:
@@ -210,10 +210,10 @@ class Api(BaseRoute):
         with context_of(call):
             return await self._repeats.run(call, partial(self._idempotency.run, call, body))
 
-    def _read(self, body: bytes, call: Call, shape: type) -> Any:
+    async def _read(self, body: bytes, call: Call, shape: type) -> Any:
         if not body:
             raise BodyError("request", "it must have a body")
-        document = self._bodies.read(body, call.header(b"content-type"))
+        document = await self._bodies.read_aside(body, call.header(b"content-type"))
         if shape is VALUE:
             return document
         try:

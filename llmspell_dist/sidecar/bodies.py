@@ -6,6 +6,7 @@ codec has beyond it is tagged (`jsonable`): ``{"$bytes": "aGk="}``. So no type i
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Final
 
 import msgspec
@@ -14,6 +15,7 @@ from llmspell_dist.codec import Codec
 from llmspell_dist.errors import CodecError, InvalidArgumentError, LimitError
 from llmspell_dist.jsonable import from_json, to_json
 from llmspell_dist.sidecar.errors import BodyError, NotAcceptableError, UnsupportedMediaTypeError
+from llmspell_dist.sidecar.receiving import SMALL
 from llmspell_dist.sidecar.weighing import weigh_json, weigh_messagepack
 
 __all__ = ["JSON", "MESSAGEPACK", "Bodies", "accepted", "plain"]
@@ -54,6 +56,12 @@ class Bodies:
             except CodecError as error:
                 raise BodyError("MessagePack", str(error)) from None
         raise UnsupportedMediaTypeError(name)
+
+    async def read_aside(self, body: bytes, media: str | None) -> Any:
+        """Return what `read` does; what takes time is read in a thread, and holds up nobody."""
+        if len(body) <= SMALL:
+            return self.read(body, media)
+        return await asyncio.to_thread(self.read, body, media)
 
     def _read_json(self, body: bytes) -> Any:
         try:

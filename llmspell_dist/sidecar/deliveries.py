@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
 from llmspell_dist.errors import SpellError
 from llmspell_dist.events.pulling import Delivery, Puller, Waiting
@@ -35,15 +35,6 @@ class Deliveries:
         self._out: dict[tuple[str, str], Handed] = {}
         self._waiting: dict[tuple[str, str], set[Waiting]] = {}
         services.ending.append(self.puller.close)
-
-    @classmethod
-    def of(cls, services: Services) -> Self:
-        """Return those of a sidecar."""
-        found = services.kept.get("deliveries")
-        if found is None:
-            found = services.kept["deliveries"] = cls(services)
-        deliveries: Self = found
-        return deliveries
 
     def settled(self, name: str, receipts: Iterable[str]) -> None:
         """Take note that somebody has answered for these of a queue.

@@ -53,7 +53,15 @@ class Gate:
         except asyncio.CancelledError:
             if waiting.done() and not waiting.cancelled():
                 self.leave(client)  # its turn had come
+            else:
+                self._forget(waiting, client)
             raise
+
+    def _forget(self, waiting: asyncio.Future[None], client: str) -> None:
+        line = self._lines[client]
+        line.remove(waiting)
+        if not line:
+            del self._lines[client]
 
     def leave(self, client: str) -> None:
         """Let the next one of this client in."""

@@ -7,7 +7,7 @@ import logging
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uuid import uuid4
 
 from llmspell_dist.errors import InvalidArgumentError, LeaseNotHeldError, SpellError
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from llmspell_dist.leases.manager import Leases
     from llmspell_dist.sidecar.services import Services
 
-__all__ = ["Leasing", "Taken", "handle_of", "leasing_of"]
+__all__ = ["Leasing", "Taken", "handle_of"]
 
 logger = logging.getLogger("llmspell_dist.sidecar")
 _UNTIDY: Final = 1024
@@ -222,11 +222,3 @@ def handle_of(lease: Lease) -> Handle:
         claim.nonce,
         claim.terms.ttl_ms,
     )
-
-
-def leasing_of(services: Services) -> Leasing:
-    """Return the sidecar's leasing; the first call makes it."""
-    found = services.kept.get("leases")
-    if found is None:
-        found = services.kept["leases"] = Leasing(services)
-    return cast("Leasing", found)

@@ -137,14 +137,6 @@ class Operations:
         self._known: dict[str, Operation] = {}
         services.ending.append(self.close)
 
-    @classmethod
-    def of(cls, services: Services) -> Operations:
-        """Return those of a sidecar."""
-        found = services.kept.get("operations")
-        if not isinstance(found, cls):
-            found = services.kept["operations"] = cls(services)
-        return found
-
     def begin(self, kind: str, work: Work) -> Operation:
         """Begin one; `TooManyRequestsError` if too many are under way."""
         if self._services.draining:

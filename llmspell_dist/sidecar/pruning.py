@@ -24,16 +24,8 @@ _KEPT_S: Final = 3600.0
 class Plans:
     """The last plans that this sidecar gave, each for an hour and for one use."""
 
-    def __init__(self) -> None:
+    def __init__(self, _: Services | None = None) -> None:
         self._known: dict[str, tuple[float, str, Pruned]] = {}
-
-    @classmethod
-    def of(cls, services: Services) -> Plans:
-        """Return those of a sidecar."""
-        found = services.kept.get("plans")
-        if not isinstance(found, cls):
-            found = services.kept["plans"] = cls()
-        return found
 
     @staticmethod
     def checked(policy: str | None) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from hashlib import blake2s
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
 from llmspell_dist.errors import (
     AckNotReachedError,
@@ -46,15 +46,9 @@ CarryOut = Callable[[], Awaitable["Reply | None"]]
 class Repeats:
     """Knows which writes of which client were carried out, as long as that can matter."""
 
-    def __init__(self) -> None:
+    def __init__(self, _: Services | None = None) -> None:
         self._start = new_id()
         self._memory = Memory()
-
-    @classmethod
-    def of(cls, services: Services) -> Self:
-        """Return that of a sidecar."""
-        found: Self = services.kept.setdefault("repeats", cls())
-        return found
 
     def instance(self, label: str) -> str:
         """Return what a principal is told now: this start of this sidecar, and what it knows."""

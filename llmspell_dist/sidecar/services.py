@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Final
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from llmspell_dist.leases.handles import read_handles
 from llmspell_dist.observation import NOTHING_OBSERVED
 from llmspell_dist.sidecar.auth.grants import Principal
 from llmspell_dist.sidecar.observer import NOT_OBSERVED, Observer
 from llmspell_dist.sidecar.settings import SidecarSettings
+from llmspell_dist.state.driver import driver_of
 from llmspell_dist.state.manager import StateManager
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Services"]
 
+T = TypeVar("T")
 _FENCED_KEPT: Final = 1024
 
 
@@ -45,7 +48,7 @@ class Services:
         """Records them, if somebody wants traces."""
         self.render_metrics: Callable[[], tuple[bytes, str]] = _no_metrics
         """Gives the metrics and their media type; blocks a few milliseconds."""
-        self.own_state = StateManager(spell._driver)  # noqa: SLF001 - the sidecar's own notes
+        self.own_state = StateManager(driver_of(spell))
         """State that no hook looks at, for what the sidecar keeps for itself."""
         self.nobody = Principal("nobody", "anonymous", ())
         """Who asks for what is public."""
@@ -56,10 +59,21 @@ class Services:
         self.ending: list[Callable[[], Awaitable[None]]] = []
         """What services do at the end, once nothing is asked any more."""
         self.kept: dict[str, Any] = {}
-        """What a service keeps between its requests, under its own name."""
+        """What belongs to the whole sidecar, by name; see `one` too."""
+        self._one: dict[Callable[[Services], Any], Any] = {}
         self.url: str | None = None
         """Where the server is, for who looks at it anew; None: where the environment says."""
         self._fenced: dict[bytes, StateManager] = {}
+
+    def one(self, kind: Callable[[Services], T]) -> T:
+        """Return the one of a class that keeps something between requests; the first call makes it.
+
+        Its constructor takes these services.
+        """
+        if kind not in self._one:
+            self._one[kind] = kind(self)
+        found: T = self._one[kind]
+        return found
 
     def drain(self) -> None:
         """Say that the sidecar stops: not ready any more, and streams end."""
@@ -67,9 +81,13 @@ class Services:
         self.stopping.set()
 
     async def end(self) -> None:
-        """Let each service end what it holds."""
-        for end in reversed(self.ending):
-            await end()
+        """Let each service end what it holds, whatever happens to the others; the last begun first.
+
+        What one of them raises is raised when all have ended.
+        """
+        async with AsyncExitStack() as stack:
+            for end in self.ending:
+                stack.push_async_callback(end)
 
     def fenced(self, handles: bytes) -> StateManager:
         """Return the shared state under the leases of these handles."""

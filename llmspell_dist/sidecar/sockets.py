@@ -93,7 +93,8 @@ class Socket:
             raise BodyTooLargeError(len(body), _MAX_FRAME)
         ref = None
         try:
-            said = self._call.services.bodies.read(body, MESSAGEPACK if text is None else JSON)
+            media = MESSAGEPACK if text is None else JSON
+            said = await self._call.services.bodies.read_aside(body, media)
             if not isinstance(said, dict) or type(said.get("op")) is not str:
                 raise BodyError("frame", "it must be a map with an op")
             ref = said.pop("ref", None)

@@ -13,7 +13,7 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -133,15 +133,6 @@ class Streams:
         self._tending: asyncio.Task[None] | None = None
         self._beats: set[asyncio.Task[None]] = set()
         services.ending.append(self.close)
-
-    @classmethod
-    def of(cls, services: Services) -> Self:
-        """Return those of a sidecar."""
-        found = services.kept.get("streams")
-        if found is None:
-            found = services.kept["streams"] = cls(services)
-        streams: Self = found
-        return streams
 
     def __len__(self) -> int:
         return len(self._places)

@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from time import time
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from llmspell_dist.errors import InvalidArgumentError, SpellError
+from llmspell_dist.hooks.errors import HookNotFoundError
 from llmspell_dist.hooks.points import point_of
 from llmspell_dist.hooks.secrets import SecretRule
 from llmspell_dist.jsonable import from_json, to_json
 from llmspell_dist.sidecar.webhook_documents import context_document, result_from
 from llmspell_dist.sidecar.webhook_errors import WebhookError
 from llmspell_dist.sidecar.webhook_urls import check_url, public_part
+from llmspell_dist.state.driver import driver_of
 
 if TYPE_CHECKING:
     from llmspell_dist.hooks import HookContext, HookResult, RegisteredHook
@@ -135,18 +138,8 @@ class Webhooks:
         self._calls: WebhookCalls | None = None
         self._hooks: dict[tuple[str, str], tuple[RegisteredHook, bool]] = {}
         self._lock = asyncio.Lock()
-        core = services.spell._driver.core  # noqa: SLF001 - which keys are secret stands there
-        self._is_secret = SecretRule(core.rules)
+        self._is_secret = SecretRule(driver_of(services.spell).core.rules)
         services.ending.append(self.close)
-
-    @classmethod
-    def of(cls, services: Services) -> Self:
-        """Return those of a sidecar."""
-        found = services.kept.get("webhooks")
-        if found is None:
-            found = services.kept["webhooks"] = cls(services)
-        webhooks: Self = found
-        return webhooks
 
     def all(self) -> list[tuple[WebhookTerms, RegisteredHook, bool]]:
         """Return each with its hook, and whether it runs for the fleet."""
@@ -167,21 +160,12 @@ class Webhooks:
         }
         async with self._lock:
             webhook = Webhook(terms, self._opened(), self._is_secret)
-            before = self._hooks.pop(place, None)
-            back = self._way_back(place, before)
-            try:
-                if before is not None:
-                    await self._take_away(place, *before)
+            async with self._replacing(place):
                 if fleet is None:
                     hook = hooks.register(place[0], webhook, **how)
                 else:
                     how["timeout"] = max(terms.timeout, fleet.pop("timeout", terms.timeout))
                     hook = await hooks.fleet.add(place[0], webhook, **how, **fleet)
-            except BaseException:
-                if before is not None:
-                    back()
-                    self._hooks[place] = before
-                raise
             self._hooks[place] = hook, fleet is not None
         return hook
 
@@ -200,21 +184,30 @@ class Webhooks:
         try:
             if fleet:
                 await self._spell.hooks.fleet.remove(name, point)
-            else:
-                self._spell.hooks.unregister(name, point)
+                there = True
+            else:  # what the program put in its place stays
+                there = self._spell.hooks.discard(hook)
+        except HookNotFoundError:
+            there = False
         except SpellError as error:
-            logger.info("webhook %s at %s was away already: %s", hook.name, point, error)
+            said = "webhook %s at %s is away, but the fleet could not be told: %s"
+            logger.warning(said, hook.name, point, error)
+            return
+        if not there:
+            logger.info("webhook %s at %s was away already", hook.name, point)
 
-    def _way_back(
-        self, place: tuple[str, str], before: tuple[RegisteredHook, bool] | None
-    ) -> Callable[[], object]:
-        """Return what puts a webhook back whose successor cannot be registered."""
-        if before is None:
-            return lambda: None
-        hooks, (hook, fleet) = self._spell.hooks, before
-        if not fleet:
-            return lambda: hooks.add(hook)
-        return hooks.fleet._way_back(place[1], place[0])  # noqa: SLF001 - no caller's business
+    @asynccontextmanager
+    async def _replacing(self, place: tuple[str, str]) -> AsyncIterator[None]:
+        """Have the webhook of a place away, if there is one; if the block raises it is back."""
+        (point, name), hooks = place, self._spell.hooks
+        async with AsyncExitStack() as stack:
+            hook, fleet = self._hooks.get(place, (None, False))
+            if fleet:
+                with suppress(HookNotFoundError):  # the program took it away
+                    await stack.enter_async_context(hooks.fleet.replacing(name, point))
+            elif hook is not None and hooks.find(name, point) is hook:
+                stack.enter_context(hooks.replacing(name, point))
+            yield
 
     def _opened(self) -> WebhookCalls:
         # Loaded where somebody uses it: it takes memory.

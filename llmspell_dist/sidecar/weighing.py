@@ -17,7 +17,8 @@ __all__ = ["MAX_CONTAINERS", "MAX_ELEMENTS", "weigh_json", "weigh_messagepack"]
 
 MAX_CONTAINERS: Final = 200_000
 MAX_ELEMENTS: Final = 1_000_000
-_STRINGS: Final = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_STRINGS: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
+"""Also one that does not end: else it is looked for again from each quote within it."""
 _NO_HEADERS: Final = bytes(set(range(256)) - set(range(0x80, 0xA0)) - set(range(0xDC, 0xE0)))
 _WIDTHS: Final = {
     0xC0: (0, 0),
@@ -54,6 +55,16 @@ _WIDTHS: Final = {
     0xDF: (4, 0),
 }
 """By header: bytes that a length or number takes, and the byte of an extension's code."""
+_RUN: Final = re.compile(
+    rb"([\x00-\x7f\xc0-\xc3\xe0-\xff]++)|((?:[\xcc\xd0].)++)|((?:[\xcd\xd1]..)++)"
+    rb"|((?:[\xca\xce\xd2].{4})++)|((?:[\xcb\xcf\xd3].{8})++)",
+    re.DOTALL,
+)
+"""Numbers and the like, as many as there are of one size: a group for each size."""
+_SIZES: Final = (0, 1, 2, 3, 5, 9)
+"""By group."""
+_OTHERS: Final = frozenset((*range(0xC4, 0xCA), *range(0xD4, 0xE0)))
+"""What is no number, and is looked at one by one: bytes, texts, extensions, arrays, maps."""
 _LENGTHS: Final = frozenset({0xC4, 0xC5, 0xC6, 0xD9, 0xDA, 0xDB})
 _EXTENSIONS: Final = frozenset({0xC7, 0xC8, 0xC9})
 _FIXED: Final = {0xD4: 1, 0xD5: 2, 0xD6: 4, 0xD7: 8, 0xD8: 16}
@@ -92,20 +103,24 @@ def weigh_messagepack(body: bytes) -> None:
     size = len(body)
     while place < size:
         header = body[place]
-        elements += 1
-        if header < 0x80 or header >= 0xE0:
-            place += 1
-        elif header < 0xA0:
+        if 0xA0 <= header < 0xC0:
+            elements += 1
+            place += 1 + (header & 0x1F)
+        elif 0x80 <= header < 0xA0:
+            elements += 1
             containers += 1
             place += 1
-        elif header < 0xC0:
-            place += 1 + (header & 0x1F)
+        elif header not in _OTHERS and (run := _RUN.match(body, place)):
+            elements += (run.end() - place) // _SIZES[run.lastindex or 0]
+            place = run.end()
         else:
+            elements += 1
             if header >= 0xDC:
                 containers += 1
             place = _behind(body, place, header)
         if containers > MAX_CONTAINERS or elements > MAX_ELEMENTS:
-            _check(containers, elements)
+            break
+    _check(containers, elements)
 
 
 def _behind(body: bytes, place: int, header: int) -> int:

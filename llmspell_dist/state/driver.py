@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from inspect import isawaitable, isgenerator
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from llmspell_dist.errors import SpellError
 from llmspell_dist.redis.commits import read_outcome, read_revision
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from llmspell_dist.state.interception import FollowedCommit
     from llmspell_dist.state.steps import Request, Steps
 
-__all__ = ["AsyncDriver"]
+__all__ = ["AsyncDriver", "HasDriver", "driver_of"]
 
 T = TypeVar("T")
 
@@ -176,3 +176,17 @@ class AsyncDriver:
         if type(outcome) is AckedOutcome and not outcome.reached:
             self.core.refuse_ack(outcome)
         return read_outcome(outcome, operation.commit, self.core.server, operation.id).revision
+
+
+class HasDriver(Protocol):
+    """A client, as the library's own sidecar and telemetry see it."""
+
+    _driver: AsyncDriver
+
+
+def driver_of(client: HasDriver) -> AsyncDriver:
+    """Return what carries out a client's operations, for parts of the library that are no client.
+
+    It has the client's `core` too. Users have no business with it: the client does not show it.
+    """
+    return client._driver  # noqa: SLF001 - the one place that looks

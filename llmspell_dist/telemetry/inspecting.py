@@ -12,12 +12,13 @@ import logging
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from llmspell_dist.errors import InvalidArgumentError, SpellError
 from llmspell_dist.redis.commands import Command
 from llmspell_dist.redis.resp import pack
 from llmspell_dist.retention import Retention
+from llmspell_dist.state.driver import driver_of
 from llmspell_dist.telemetry.readings import Labels, labels
 
 if TYPE_CHECKING:
@@ -31,15 +32,6 @@ logger = logging.getLogger("llmspell_dist.telemetry")
 _SHARDS: Final = 16
 """So many shards are looked at one by one; a cluster's are too many for a metric each."""
 Gauges = dict[tuple[str, Labels], float]
-
-
-class Driver(Protocol):
-    """Carries steps out: the client's."""
-
-    core: Any
-
-    async def run(self, steps: Any) -> Any:
-        """Carry an operation out and return its result."""
 
 
 class Inspector:
@@ -97,8 +89,7 @@ class Inspector:
         return self._key(llmspell__backup__place=store.label)
 
     async def _server(self) -> Gauges:
-        driver: Driver = self._client._driver  # noqa: SLF001 - of the client that it looks for
-        reply = await driver.run(_ask(Command(pack("INFO", "memory"), "INFO")))
+        reply = await driver_of(self._client).run(_ask(Command(pack("INFO", "memory"), "INFO")))
         said = _fields(reply)
         limit = int(said.get("maxmemory", 0)) or int(said.get("total_system_memory", 0))
         found = {("llmspell.server.memory.used", self._key()): float(said.get("used_memory", 0))}
@@ -107,7 +98,7 @@ class Inspector:
         return found
 
     async def _log(self) -> Gauges:
-        driver: Driver = self._client._driver  # noqa: SLF001 - as above
+        driver = driver_of(self._client)
         core, found = driver.core, Gauges()
         stored = await driver.run(_ask(_get_retention(core)))
         cap = Retention.parse(stored).cap_entries
@@ -132,8 +123,9 @@ class Inspector:
     # value of a metric to OpenTelemetry.
 
     async def _backups(self, store: BackupStore) -> Gauges:
-        made = [one.created for one in await store.list()]
-        return {("llmspell.backup.age", self._key_of(store)): _age(max(made, default=None))}
+        newest = await store.newest()
+        made = None if newest is None else newest.created
+        return {("llmspell.backup.age", self._key_of(store)): _age(made)}
 
     async def _drills(self, store: BackupStore) -> Gauges:
         return {("llmspell.backup.proof.age", self._key_of(store)): _age(await store.last_proof())}

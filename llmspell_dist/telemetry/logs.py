@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import traceback
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -22,29 +21,14 @@ from opentelemetry._logs import LogRecord, SeverityNumber
 
 from llmspell_dist.context import get_context
 from llmspell_dist.errors import InvalidArgumentError, SpellError
+from llmspell_dist.masking import mask_text
 from llmspell_dist.telemetry.sampling import active_span, code_of
 
 if TYPE_CHECKING:
     from opentelemetry._logs import LoggerProvider
 
-__all__ = ["JSONFormatter", "OTLPHandler", "redacted"]
+__all__ = ["JSONFormatter", "OTLPHandler"]
 
-_HIDDEN: Final = "***"
-_SECRETS: Final = (
-    # user and password in a URL
-    (re.compile(r"(?P<keep>[a-z][a-z0-9+.-]*://)[^\s/@]+@", re.IGNORECASE), rf"\g<keep>{_HIDDEN}@"),
-    (re.compile(r"(?P<keep>\b(?:bearer|basic)\s+)[\w.~+/=-]{4,}", re.IGNORECASE), None),
-    # a JSON web token, wherever it stands
-    (re.compile(r"\beyJ[\w-]+\.[\w-]+\.[\w-]*"), _HIDDEN),
-    (
-        re.compile(
-            r"(?P<keep>(?:password|passwd|secret|token|api[_-]?key|access[_-]?key|authorization)"
-            r"[\"']?\s*[=:]\s*[\"']?)(?!\*\*\*)[^\s\"'&,;]+",
-            re.IGNORECASE,
-        ),
-        None,
-    ),
-)
 _LEVELS: Final = (
     (logging.CRITICAL, SeverityNumber.FATAL, "FATAL"),
     (logging.ERROR, SeverityNumber.ERROR, "ERROR"),
@@ -52,13 +36,6 @@ _LEVELS: Final = (
     (logging.INFO, SeverityNumber.INFO, "INFO"),
     (logging.DEBUG, SeverityNumber.DEBUG, "DEBUG"),
 )
-
-
-def redacted(text: str) -> str:
-    """Return a text without what looks like a secret."""
-    for pattern, instead in _SECRETS:
-        text = pattern.sub(rf"\g<keep>{_HIDDEN}" if instead is None else instead, text)
-    return text
 
 
 def message_of(record: logging.LogRecord) -> str:
@@ -72,7 +49,7 @@ def message_of(record: logging.LogRecord) -> str:
         said = str(record.msg) % arguments if arguments else str(_shown(record.msg))
     except (TypeError, ValueError, KeyError):
         said = str(record.msg)  # a wrong format is no reason to lose the record
-    return redacted(said)
+    return mask_text(said)
 
 
 def _shown(value: Any) -> Any:

@@ -9,13 +9,12 @@ No metric has a key, an id or a scope as an attribute: there may be millions.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from llmspell_dist.observation import BOUNDS_S, SIZE_BOUNDS
 
-__all__ = ["METRICS", "SPANS", "SPAN_ATTRIBUTES", "Metric", "prometheus_names"]
+__all__ = ["METRICS", "SPANS", "SPAN_ATTRIBUTES", "Metric"]
 
 Kind = Literal["counter", "gauge", "histogram", "updown"]
 """`updown` is a sum that falls too: what the conventions have so, and not as a gauge."""
@@ -265,16 +264,3 @@ SPAN_ATTRIBUTES: Final[dict[str, str]] = {
     "llmspell.hook.point": "where it stands",
 }
 """What may stand in spans."""
-
-_UNITS: Final = {"s": "_seconds", "By": "_bytes"}
-
-
-def prometheus_names(metric: Metric) -> tuple[str, ...]:
-    """Return the names of a metric's series in Prometheus's text, as OpenTelemetry translates."""
-    base = re.sub(r"[^a-zA-Z0-9_:]", "_", metric.name)
-    name = base + _UNITS.get(metric.unit, "")
-    if metric.kind == "counter":
-        return (name + "_total",)
-    if metric.kind == "histogram":
-        return (name + "_bucket", name + "_sum", name + "_count")
-    return (name,)

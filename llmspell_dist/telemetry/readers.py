@@ -39,7 +39,6 @@ def with_histograms(given: MetricsData, book: Book, *, now_ns: int | None = None
     for (name, key), histogram in book.histograms().items():
         count = histogram.count
         if count:
-            mean = histogram.total / count
             points.setdefault(name, []).append(
                 HistogramDataPoint(
                     attributes=dict(key),
@@ -49,9 +48,9 @@ def with_histograms(given: MetricsData, book: Book, *, now_ns: int | None = None
                     sum=histogram.total,
                     bucket_counts=tuple(histogram.counts),
                     explicit_bounds=histogram.bounds,
-                    # Extremes are not kept; the mean is between them.
-                    min=mean,
-                    max=mean,
+                    # Optional in OTLP, and not kept: nobody is told what is none.
+                    min=None,  # type: ignore[arg-type]
+                    max=None,  # type: ignore[arg-type]
                 )
             )
     ours = [

@@ -52,8 +52,12 @@ class _Attached(NamedTuple):
 
 
 def labels(**attributes: Any) -> Labels:
-    """Return attributes as a key; an underscore of a name stands for its dot."""
+    """Return attributes as a key; two underscores of a name stand for its dot."""
     return tuple(sorted((name.replace("__", "."), value) for name, value in attributes.items()))
+
+
+def _key(own: Labels, **more: Any) -> Labels:
+    return tuple(sorted((*own, *labels(**more))))
 
 
 class Book:
@@ -176,7 +180,7 @@ class Book:
 
 def _numbers_of(client: Any, attached: _Attached) -> Iterator[Number]:
     meter, facts, listening = attached
-    own = {"llmspell.namespace": facts["llmspell.namespace"]}
+    own = labels(llmspell__namespace=facts["llmspell.namespace"])
     yield from _of_services(client, own)
     if meter is not None:
         yield from _of_lanes(meter, own)
@@ -186,12 +190,7 @@ def _numbers_of(client: Any, attached: _Attached) -> Iterator[Number]:
     yield from _of_cache(client.near_cache, own)
 
 
-def _key(own: Mapping[str, Any], **more: Any) -> Labels:
-    said = {name.replace("__", "."): value for name, value in more.items()}
-    return tuple(sorted({**own, **said}.items()))
-
-
-def _of_lanes(meter: Meter, own: Mapping[str, Any]) -> Iterator[Number]:
+def _of_lanes(meter: Meter, own: Labels) -> Iterator[Number]:
     for name, lane in list(meter.lanes.items()):
         key = _key(own, llmspell__lane=name)
         yield Number("llmspell.lane.connected", key, int(getattr(lane, "connected", False)))
@@ -207,32 +206,34 @@ def _of_lanes(meter: Meter, own: Mapping[str, Any]) -> Iterator[Number]:
             yield Number("llmspell.lane.io", where, size)
 
 
-def _of_services(client: Any, own: Mapping[str, Any]) -> Iterator[Number]:
+def _of_services(client: Any, own: Labels) -> Iterator[Number]:
     held, waiting = client.leases.standing()
-    key, counted = _key(own), client.leases.counted
+    key, counted = own, client.leases.counted
     yield Number("llmspell.lease.held", key, held)
     yield Number("llmspell.lease.waiting", key, waiting)
     yield Number("llmspell.lease.acquired", key, counted.acquired)
     yield Number("llmspell.lease.lost", key, counted.lost)
 
 
-def _of_hooks(client: Any, own: Mapping[str, Any]) -> Iterator[Number]:
+def _of_hooks(client: Any, own: Labels) -> Iterator[Number]:
+    for (name, point), counted in client.hooks.counts().items():
+        key = _key(own, llmspell__hook__name=name, llmspell__hook__point=point)
+        yield Number("llmspell.hook.runs", key, counted.runs)
+        yield Number("llmspell.hook.failures", key, counted.failures)
+        yield Number("llmspell.hook.skipped", key, counted.skipped)
     for hooks in client.hooks.stats().values():
         for hook in hooks:
-            key = _key(own, llmspell__hook__name=hook.name, llmspell__hook__point=hook.point)
-            yield Number("llmspell.hook.runs", key, hook.timing.count)
-            yield Number("llmspell.hook.failures", key, hook.failures)
-            yield Number("llmspell.hook.skipped", key, hook.skipped)
             if hook.breaker is not None:
+                key = _key(own, llmspell__hook__name=hook.name, llmspell__hook__point=hook.point)
                 yield Number("llmspell.hook.breaker.open", key, int(hook.breaker == "open"))
 
 
 _REFUSED: Final = ("rejected", "blocked", "dropped")
 
 
-def _of_events(client: Any, own: Mapping[str, Any]) -> Iterator[Number]:
+def _of_events(client: Any, own: Labels) -> Iterator[Number]:
     published = client.events.stats()
-    yield Number("llmspell.event.published", _key(own), published.published)
+    yield Number("llmspell.event.published", own, published.published)
     for reason in _REFUSED:
         key = _key(own, llmspell__event__reason=reason)
         yield Number("llmspell.event.refused", key, getattr(published, reason))
@@ -244,17 +245,17 @@ def _of_events(client: Any, own: Mapping[str, Any]) -> Iterator[Number]:
         yield Number("llmspell.event.dead_lettered", key, stats.dead)
 
 
-def _of_watches(listening: list[Any], own: Mapping[str, Any]) -> Iterator[Number]:
-    key = _key(own)
+def _of_watches(listening: list[Any], own: Labels) -> Iterator[Number]:
+    key = own
     watches = [ear for ear in listening if isinstance(ear, Watch)]
     yield Number("llmspell.watch.open", key, len(watches))
     yield Number("llmspell.watch.buffered", key, sum(watch.buffered for watch in watches))
 
 
-def _of_cache(near: Near | None, own: Mapping[str, Any]) -> Iterator[Number]:
+def _of_cache(near: Near | None, own: Labels) -> Iterator[Number]:
     if near is None:
         return
-    key, stats = _key(own), near.stats()
+    key, stats = own, near.stats()
     for result, count in (("hit", stats.hits), ("miss", stats.misses)):
         where = _key(own, llmspell__near_cache__result=result)
         yield Number("llmspell.near_cache.lookups", where, count)

@@ -310,6 +310,46 @@ async def test_it_runs_until_it_is_stopped(
     await asyncio.gather(*running)
 
 
+async def test_what_nobody_foresaw_ends_no_schedule(
+    spell: Spell,
+    *,
+    make: Make,
+    watch: Watch,
+    backups: Place,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A failure without a name of ours is logged, noted and tried again as any other."""
+    monkeypatch.setattr("llmspell_dist.backup.schedules.LOOK_EVERY_S", 0.01)
+    stop, served = asyncio.Event(), make(spell)
+    await turn(served)
+    running = asyncio.create_task(served.run(stop))
+    backups.fail = failing(RuntimeError("redis://user:hunter2@host broke"))
+    watch.go_on(hours=1)
+    await until(lambda: backups.begun == 1)
+
+    async def noted() -> bool:
+        return (await served.status()).progress.last_error != ""
+
+    await until(noted)
+    assert (await served.status()).progress.last_error == "RuntimeError: redis://***@host broke"
+    backups.fail = failing(BROKEN, INCREMENTAL)
+    plain, broken = served._turn, asyncio.Event()
+
+    async def fails_once(lease: Any) -> Any:
+        served._turn = plain  # type: ignore[method-assign]
+        broken.set()
+        raise KeyError("x")
+
+    served._turn = fails_once  # type: ignore[method-assign]
+    await broken.wait()
+    watch.go_on(minutes=2)
+    await until(lambda: len(backups.made) == 1)
+    stop.set()
+    await running
+    assert "KeyError" in caplog.text
+
+
 async def test_it_ends_with_its_client(
     *,
     url: str,

@@ -20,6 +20,7 @@ from llmspell_dist.errors import (
     StoreUnavailableError,
 )
 from llmspell_dist.events.manager import Events
+from llmspell_dist.hooks import fleet_inbox
 from llmspell_dist.hooks.context import HookContext
 from llmspell_dist.hooks.errors import (
     DuplicateHookError,
@@ -509,6 +510,39 @@ async def test_nothing_that_arrives_makes_a_process_deaf(
     assert "cannot be read" in caplog.text
 
 
+async def test_an_answer_waits_for_no_hook_that_runs_for_others(
+    clients: Clients, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many run and wait; those that wait run when there is room, the rest are counted."""
+    monkeypatch.setattr(fleet_inbox, "AT_ONCE", 1)
+    monkeypatch.setattr(fleet_inbox, "MAX_WAITING", 2)
+    a, b = await clients("x", "x")
+    begun, gate = asyncio.Event(), asyncio.Event()
+    ran: list[str] = []
+
+    async def slow(ctx: HookContext) -> None:
+        begun.set()
+        await gate.wait()
+        ran.append(ctx.id)
+
+    await a.hooks.fleet("job:slow", slow, name="slow", timeout=60)
+    how: dict[str, Any] = {"await_remote": True, "continue_on_failure": False, "timeout": 60}
+    await b.hooks.fleet("job:quick", lambda _: Cancel("answered"), name="quick", **how)
+    await know_each_other(a, b)
+    for _ in range(4):
+        await b.hooks.run("job:slow", "x")
+    await begun.wait()
+    inbox = a.hooks.fleet._inbox
+    await until(lambda: a.hooks.fleet.stats.dropped == 1)
+    async with asyncio.timeout(5):
+        with pytest.raises(OperationCancelledError, match="answered"):
+            await a.hooks.run("job:quick", "x")
+    assert (len(inbox._running), len(inbox._backlog)) == (1, 2)
+    gate.set()
+    await until(lambda: len(ran) == 3)
+    assert a.hooks.fleet.stats.dropped == 1
+
+
 async def test_a_hook_in_which_something_is_cancelled_ends_no_consumer(
     clients: Clients, noting: Noting
 ) -> None:
@@ -748,6 +782,59 @@ async def test_a_process_that_leaves_is_asked_no_more(clients: Clients, noting: 
     await a.state.set(S, "k", 1)
     assert a.hooks.get_hooks() == []
     assert a.hooks.fleet.stats.asked == 0
+
+
+@pytest.mark.parametrize("how", ["remove", "leave", "forget", "another label"])
+async def test_a_hook_that_does_not_run_here_takes_none_of_its_name_away(
+    clients: Clients, noting: Noting, how: str
+) -> None:
+    """A fleet hook for other labels goes; a plain one of this process stays and runs."""
+    (a,) = await clients("x")
+    mine = a.hooks.register(AFTER, noting.on("plain"), name="note")
+    await a.hooks.fleet(AFTER, noting.on("fleet"), name="note", run="every", labels={"role": "y"})
+    if how == "remove":
+        await a.hooks.fleet.remove("note", AFTER)
+    elif how == "leave":
+        await a.hooks.fleet.leave()
+    elif how == "forget":
+        a.hooks.fleet._forget_own(("note", AFTER))
+    else:
+        await a.hooks.fleet.join(labels={"role": "z"})
+    assert a.hooks.find("note", AFTER) is mine
+    await a.state.set(S, "k", 1)
+    assert noting.ran == [("plain", "k")]
+
+
+async def test_a_fleet_hook_that_could_not_be_announced_takes_none_of_its_name_away(
+    clients: Clients, noting: Noting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was done for it is undone, and no more."""
+    (a,) = await clients("x")
+    mine = a.hooks.register(AFTER, noting.on("plain"), name="note")
+
+    async def refused(_: Members) -> None:
+        raise StoreUnavailableError("test")
+
+    monkeypatch.setattr(Members, "say", refused)
+    with pytest.raises(StoreUnavailableError):
+        await a.hooks.fleet(AFTER, noting.on("fleet"), name="note", labels={"role": "y"})
+    assert a.hooks.find("note", AFTER) is mine
+    monkeypatch.undo()
+    await a.hooks.fleet.leave()
+    assert a.hooks.find("note", AFTER) is mine
+
+
+async def test_what_asks_others_takes_none_of_its_name_away(
+    clients: Clients, noting: Noting
+) -> None:
+    """A plain hook that has the name by which a hook of others is asked for."""
+    a, b = await clients("x", "x")
+    mine = a.hooks.register(AFTER, noting.on("plain"), name="fleet:note")
+    await b.hooks.fleet(AFTER, noting.on("b"), name="note")
+    await until(lambda: bool(a.hooks.fleet._proxies))
+    await b.hooks.fleet.remove("note", AFTER)
+    await until(lambda: not a.hooks.fleet._proxies)
+    assert a.hooks.find("fleet:note", AFTER) is mine
 
 
 # --- without an event loop ------------------------------------------------------------------------

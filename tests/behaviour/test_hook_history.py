@@ -216,6 +216,39 @@ async def test_what_cannot_be_written_yet_is_kept_and_written_later(spell: Spell
     assert await spell.hooks.history.count() == 3
 
 
+@pytest.mark.parametrize("error", [RuntimeError, asyncio.CancelledError])
+async def test_what_goes_wrong_once_ends_no_recording(
+    spell: Spell, caplog: pytest.LogCaptureFixture, error: type[BaseException]
+) -> None:
+    """A batch that nobody foresaw is counted as lost, and named; what comes next is written."""
+    writer = spell.hooks._writer
+    run, failed = writer._run, asyncio.Event()
+
+    async def fails_once(steps: Any) -> Any:
+        writer._run = run
+        failed.set()
+        raise error
+
+    writer._run = fails_once
+    spell.hooks.register(WRITE, doubles, replayable=True)
+    await spell.state.set(S, "first", 1)
+    await failed.wait()
+    flusher = writer._flusher
+    assert flusher is not None
+    if error is asyncio.CancelledError:
+        await asyncio.wait([flusher])  # somebody has cancelled every task of the loop
+    else:
+        await spell.hooks.history.flush()
+        assert writer.stats.lost == 1
+        assert "1 executions of hooks are not recorded" in caplog.text
+    await spell.state.set(S, "second", 1)
+    await spell.hooks.history.flush()
+    (found,) = await spell.hooks.history.query()
+    assert found.context is not None
+    assert found.context["data"]["key"] == "second"
+    assert (writer.stats.written, writer.stats.lost, writer.stats.queued) == (1, 1, 0)
+
+
 async def test_a_full_queue_holds_hooks_back_and_counts_what_it_cannot_take(spell: Spell) -> None:
     """A hook waits for room; if there is none after its time, it runs and is counted as lost."""
     writer = spell.hooks._writer

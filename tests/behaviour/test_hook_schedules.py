@@ -165,6 +165,28 @@ async def test_a_run_that_was_under_way_is_run_again_and_at_last_given_up(
     assert len(runs.due) == 3
 
 
+async def test_a_schedule_that_breaks_keeps_no_other_from_running(
+    spell: Spell, make: Make, watch: Watch, runs: Runs, *, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever it is: it is logged, tried again and at last given up."""
+    schedules = make(spell)
+    for name in ("a broken one", "nightly"):
+        await schedules.add(name, Once(START + MINUTE), executions=["run-1"])
+    watch.go_on(minutes=2)
+
+    async def breaks() -> None:
+        if runs.due[-1][0] == "a broken one":
+            raise RuntimeError
+
+    runs.meanwhile = breaks
+    for _ in range(4):
+        await turn(spell, schedules)
+    assert [name for name, _ in runs.due] == ["a broken one", "nightly", *["a broken one"] * 2]
+    assert "replay schedule a broken one" in caplog.text
+    progress = (await schedules.show("a broken one")).progress
+    assert "given up after 3" in str(progress.last_difference)
+
+
 async def test_a_process_that_lost_the_lease_writes_no_progress(
     spell: Spell, make: Make, watch: Watch, runs: Runs
 ) -> None:
@@ -310,6 +332,39 @@ async def test_schedules_are_listed_replaced_switched_off_and_removed(
     for missing in (schedules.remove, schedules.show, schedules.enable):
         with pytest.raises(ScheduleNotFoundError):
             await missing("a")
+
+
+@pytest.mark.parametrize("change", ["replaced", "removed"])
+async def test_a_switch_undoes_nothing_that_happens_meanwhile(
+    spell: Spell, make: Make, monkeypatch: pytest.MonkeyPatch, *, change: str
+) -> None:
+    """What was replaced in between stays so; what was removed is not revived."""
+    schedules, overtaken = make(spell), asyncio.Event()
+    await schedules.add("nightly", Every(MINUTE, start=START), executions=["old"])
+    driver = schedules._driver
+    plain = driver.execute
+
+    async def read_and_overtaken(request: Any) -> Any:
+        given = await plain(request)
+        if not overtaken.is_set():
+            overtaken.set()
+            if change == "removed":
+                await schedules.remove("nightly")
+            else:
+                every = Every(MINUTE, start=START)
+                await schedules.add("nightly", every, executions=["new"], replace=True)
+        return given
+
+    monkeypatch.setattr(driver, "execute", read_and_overtaken)
+    if change == "removed":
+        with pytest.raises(ScheduleNotFoundError):
+            await schedules.enable("nightly", enabled=False)
+        assert await schedules.list() == []
+    else:
+        await schedules.enable("nightly", enabled=False)
+        made = (await schedules.show("nightly")).replay
+        assert (made.executions, made.enabled) == (("new",), False)
+    assert overtaken.is_set()
 
 
 async def test_a_schedule_that_cannot_be_read_keeps_no_other_from_running(

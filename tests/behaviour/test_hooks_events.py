@@ -11,6 +11,7 @@ import pytest
 
 from llmspell_dist import blocking
 from llmspell_dist.client import Spell
+from llmspell_dist.errors import InvalidArgumentError
 from llmspell_dist.hooks.context import HookContext
 from llmspell_dist.hooks.errors import OperationCancelledError
 from llmspell_dist.hooks.points import HookPoint
@@ -51,6 +52,23 @@ async def test_a_refused_event_is_not_published(spell: Spell) -> None:
         with pytest.raises(OperationCancelledError, match=r"no-secrets.*a secret") as refused:
             await spell.events.publish("order.secret", 1)
         assert refused.value.point == HookPoint.BEFORE_EVENT_EMIT
+        await spell.events.publish("order.plain", 2)
+        with anyio.fail_after(10):
+            assert (await anext(aiter(orders))).type == "order.plain"
+
+
+@pytest.mark.parametrize("name", ["type", "data", "target", "tags", "priority", "ttl"])
+async def test_a_name_that_a_hook_removes_is_named(spell: Spell, name: str) -> None:
+    """And nothing is published."""
+
+    @spell.hooks.on(HookPoint.BEFORE_EVENT_EMIT)
+    def remove(context: HookContext) -> None:
+        del context.data[name]
+
+    async with spell.events.subscribe("order.*") as orders:
+        with pytest.raises(InvalidArgumentError, match=f"{name} must stay in the data"):
+            await spell.events.publish("order.paid", 1)
+        spell.hooks.clear()
         await spell.events.publish("order.plain", 2)
         with anyio.fail_after(10):
             assert (await anext(aiter(orders))).type == "order.plain"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -31,6 +32,13 @@ pytestmark = pytest.mark.integration
 METADATA = {"exists", "count", "stat", "scopes", "keys", "keys_page"}
 each_write = pytest.mark.parametrize("operation", WRITES, ids=lambda one: one.name)
 each_read = pytest.mark.parametrize("operation", READS, ids=lambda one: one.name)
+
+
+def _without(name: str) -> Callable[[HookContext], None]:
+    def remove(ctx: HookContext) -> None:
+        ctx.data.pop(name, None)
+
+    return remove
 
 
 def _answer(result: Any) -> Seen:
@@ -99,6 +107,26 @@ async def test_every_read_is_seen(hooked: Hooked, operation: Operation) -> None:
         return
     assert behind.runs
     assert all("value" in run.data for run in behind.runs)
+
+
+@pytest.mark.parametrize("operation", [*WRITES, *READS], ids=lambda one: one.name)
+async def test_a_name_that_a_hook_removes_is_named(hooked: Hooked, operation: Operation) -> None:
+    """Whoever called is told which one, before anything is carried out; behind it nobody cares."""
+    await fill(hooked)
+    before, behind = P.BEFORE_STATE_READ, P.AFTER_STATE_READ
+    if operation in WRITES:
+        before, behind = P.BEFORE_STATE_WRITE, P.AFTER_STATE_WRITE
+    seen = Seen()
+    hooked.hooks.register(before, seen, name="seen")
+    for name in ("scope", "key"):
+        hooked.hooks.register(behind, _without(name), name=name)
+    await operation.call(hooked)
+    hooked.hooks.clear()
+    for name in seen.runs[0].data:
+        hooked.hooks.register(before, _without(name))
+        with pytest.raises(InvalidArgumentError, match=f"{name} must stay in the data"):
+            await operation.call(hooked)
+        hooked.hooks.clear()
 
 
 @each_read

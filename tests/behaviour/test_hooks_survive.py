@@ -14,6 +14,7 @@ from fix_hooks import Hooked, S
 
 import llmspell_dist
 from llmspell_dist import blocking
+from llmspell_dist.hooks.breaker import BreakerState
 from llmspell_dist.hooks.context import HookContext
 from llmspell_dist.hooks.errors import HookError, OperationCancelledError
 from llmspell_dist.hooks.points import HookPoint as P
@@ -482,6 +483,40 @@ async def test_hooks_behind_one_that_was_cancelled_with_its_caller_run(
             await call
         assert await spell.hooks.drain(WITHIN_S)
     assert seen == ["inline", "queued"]
+
+
+async def test_callers_who_leave_open_no_breaker_of_a_hook_behind_a_write(
+    url: str, namespace: str
+) -> None:
+    """Time limits of clients are no failures of the hook; each run is recorded once, as cut off."""
+    begun = asyncio.Event()
+
+    async def waits(ctx: HookContext) -> None:
+        ctx.data["value"] = "mine"
+        begun.set()
+        await asyncio.Event().wait()
+
+    seen: list[Any] = []
+    async with llmspell_dist.connect(url, namespace=namespace) as spell:
+        spell.hooks.register(P.AFTER_STATE_WRITE, waits, replayable=True, timeout=60)
+        spell.hooks.register(
+            P.AFTER_STATE_WRITE, lambda ctx: seen.append(ctx.data["value"]), name="behind"
+        )
+        for number in range(4):
+            begun.clear()
+            call = asyncio.ensure_future(spell.state.set(S, "a", number))
+            await begun.wait()
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+            assert await spell.hooks.drain(WITHIN_S)
+        first, _ = spell.hooks.stats()[P.AFTER_STATE_WRITE]
+        assert (first.breaker, first.failures, first.skipped) == (BreakerState.CLOSED, 0, 0)
+        assert seen == [0, 1, 2, 3]
+        await spell.hooks.history.flush()
+        runs = await spell.hooks.history.query(hook="waits")
+        kinds = [one.error.type for one in runs if one.error is not None]
+        assert kinds == ["CancelledError"] * 4
 
 
 async def test_nothing_is_tried_again_for_a_caller_who_has_left(url: str, namespace: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from fix_backup_store import Unread
-from fix_telemetry import Samples, scraped, total
+from fix_telemetry import Samples, prometheus_names, scraped, total
 
 from llmspell_dist import ConflictError, NearCache, Options, Spell, connect
 from llmspell_dist.backup.targets.folder import FolderTarget
@@ -26,7 +26,6 @@ from llmspell_dist.telemetry import (
     inspecting,
     start_telemetry,
 )
-from llmspell_dist.telemetry.names import prometheus_names
 
 pytestmark = pytest.mark.integration
 
@@ -199,11 +198,38 @@ async def test_an_inspector_that_sees_nothing_says_so(
             inspector = Inspector(running.telemetry, spell, [store])
             await inspector.look()
             assert total(scraped(running), "llmspell_backup_age_seconds") >= 0
-            store.list = gone  # type: ignore[method-assign]
+            store.newest = gone  # type: ignore[method-assign]
             await inspector.look()
         samples = scraped(running)
     assert total(samples, "llmspell_inspection_failures_total") == 1
     assert not any(name == "llmspell_backup_age_seconds" for name, _ in samples)
+
+
+async def test_a_look_reads_the_newest_backup_and_no_older_one(
+    running: Running, url: str, namespace: str, tmp_path: Path
+) -> None:
+    """However many there are; a damaged one is passed over."""
+    read: list[str] = []
+
+    def seen(name: str) -> bool:
+        read.append(name)
+        return False
+
+    options = Options(telemetry=running.telemetry)
+    async with connect(url, namespace=namespace, options=options) as spell:
+        target = Unread(FolderTarget(tmp_path / "backups"), seen)
+        async with spell.backups.to(target) as store:
+            made = [await store.create() for _ in range(4)]
+            layout = store._repository.layout
+            target.put(layout.manifest(made[3].id), b"damaged")
+            read.clear()
+            await Inspector(running.telemetry, spell, [store]).look()
+            assert read == [layout.manifest(made[number].id) for number in (3, 2)]
+            newest = await store.newest()
+        target.close()
+    assert newest is not None
+    assert newest.id == made[2].id
+    assert 0 <= total(scraped(running), "llmspell_backup_age_seconds") < 60
 
 
 async def test_a_proof_that_cannot_be_read_is_not_shown_as_never_made(

@@ -179,6 +179,21 @@ async def test_watches_and_the_near_cache_are_counted(
         assert total(scraped(running), "llmspell_watch_open") == 0
 
 
+async def test_counters_of_a_hook_stay_when_it_is_taken_away(
+    running: Running, url: str, namespace: str
+) -> None:
+    """Its successor of the same name goes on from there, and so does the end of the client."""
+    point = {"llmspell_hook_name": "look", "llmspell_hook_point": "job:done"}
+    async with opened(running, url, namespace) as spell:
+        for number in range(1, 3):
+            spell.hooks.register("job:done", lambda _: None, name="look")
+            await spell.hooks.run("job:done", "job")
+            assert total(scraped(running), "llmspell_hook_runs_total", **point) == number
+            spell.hooks.unregister("look")
+            assert total(scraped(running), "llmspell_hook_runs_total", **point) == number
+    assert total(scraped(running), "llmspell_hook_runs_total", **point) == 2
+
+
 async def test_counters_stay_when_a_client_is_closed(
     running: Running, url: str, namespace: str
 ) -> None:

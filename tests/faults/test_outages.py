@@ -30,6 +30,8 @@ from llmspell_dist.errors import (
     StoreTimeoutError,
     StoreUnavailableError,
 )
+from llmspell_dist.hooks import HookContext
+from llmspell_dist.hooks.manager import DRAIN_S
 from llmspell_dist.redis.embedded import EmbeddedServer
 
 pytestmark = [pytest.mark.integration, pytest.mark.needs("restart")]
@@ -37,6 +39,10 @@ pytestmark = [pytest.mark.integration, pytest.mark.needs("restart")]
 HASTY: dict[str, Any] = {"call_timeout": 0.3, "connect_timeout": 0.3, "retry_budget": 0.6}
 PATIENT_S = 8
 """Less than a call takes that is not hasty, however busy the machine is."""
+
+
+def look(_: HookContext) -> None:
+    """Say to go on."""
 
 
 async def test_a_server_that_is_down_at_the_start_is_named_in_time(
@@ -304,6 +310,72 @@ def test_a_silent_server_holds_up_the_end_of_a_blocking_client_no_longer_than_th
         assert told
     with pytest.raises(ClosedError):
         spell.state.get(SCOPE, "n")
+
+
+async def test_hooks_and_their_history_have_no_limits_of_their_own_when_a_client_closes(
+    own_server: Servers, namespace: str
+) -> None:
+    """One that is queued and never ends, and a history that nobody takes, share the client's."""
+    server = own_server()
+    spell = await client(server, namespace)
+
+    async def endless(_: HookContext) -> None:
+        await asyncio.Event().wait()
+
+    spell.hooks.register("job:done", endless, queued=True, timeout=60)
+    spell.hooks.register("job:done", look, replayable=True)
+    with stopped(server.pid), hasty(spell, close_timeout=0.5):
+        await spell.hooks.run("job:done", "job")
+        started = monotonic()
+        await spell.close()
+        assert monotonic() - started < DRAIN_S
+    assert (spell.hooks._queue.lost, spell.hooks.history.stats.lost) == (1, 1)
+
+
+def test_hooks_and_their_history_have_no_limits_of_their_own_when_a_blocking_client_closes(
+    own_server: Servers, namespace: str
+) -> None:
+    """As with an event loop; a hook in a thread is left alone."""
+    server = own_server()
+    spell = blocking_client(server, namespace)
+    ended = threading.Event()
+
+    def endless(_: HookContext) -> None:
+        ended.wait()
+
+    spell.hooks.register("job:done", endless, queued=True)
+    spell.hooks.register("job:done", look, replayable=True)
+    with stopped(server.pid), hasty(spell, close_timeout=0.5):
+        spell.hooks.run("job:done", "job")
+        started = monotonic()
+        spell.close()
+        assert monotonic() - started < DRAIN_S
+    ended.set()
+    assert (spell.hooks._queue.lost, spell.hooks.history.stats.lost) == (1, 1)
+
+
+async def test_a_hook_that_never_ends_keeps_nothing_else_from_being_said_at_the_end(
+    own_server: Servers, namespace: str
+) -> None:
+    """With a server that answers, the history is whole and the lease is given back."""
+    server = own_server()
+    spell = await client(server, namespace)
+
+    async def endless(_: HookContext) -> None:
+        await asyncio.Event().wait()
+
+    spell.hooks.register("SystemShutdown", endless, timeout=60)
+    spell.hooks.register("job:done", endless, queued=True, timeout=60)
+    spell.hooks.register("job:done", look, replayable=True)
+    with hasty(spell, close_timeout=0.5):
+        await spell.leases.acquire(SCOPE)
+        await spell.hooks.run("job:done", "job")
+        await spell.close()
+    assert spell.hooks.history.stats.lost == 0
+    async with client(server, namespace) as other:
+        assert await other.hooks.history.count() == 1
+        async with other.leases.acquire(SCOPE, wait=0):
+            pass
 
 
 async def test_calls_are_given_up_within_their_budget(own_server: Servers, namespace: str) -> None:

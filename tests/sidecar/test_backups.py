@@ -181,7 +181,7 @@ async def test_an_operation_is_followed_to_its_end(sidecar: Sidecar) -> None:
         await go_on.wait()
         return {"made": 1}
 
-    operation = Operations.of(sidecar.services).begin("test", work)
+    operation = sidecar.services.one(Operations).begin("test", work)
     async with listening(sidecar, f"/v1/operations/{operation.id}/events") as events:
         while True:
             said = await events.next()
@@ -197,7 +197,7 @@ async def test_an_operation_is_followed_to_its_end(sidecar: Sidecar) -> None:
 
 async def test_an_operation_can_be_ended(sidecar: Sidecar) -> None:
     """It is cancelled, and says so from then on."""
-    operations = Operations.of(sidecar.services)
+    operations = sidecar.services.one(Operations)
     operation = operations.begin("test", lambda _: asyncio.Event().wait())
     answer = await sidecar.ask("DELETE", f"/v1/operations/{operation.id}")
     assert answer.json()["status"] == "cancelled"
@@ -209,7 +209,7 @@ async def test_an_operation_can_be_ended(sidecar: Sidecar) -> None:
 
 async def test_operations_are_few_at_once(sidecar: Sidecar) -> None:
     """The ninth is refused, until one ends; a stop ends them all."""
-    operations = Operations.of(sidecar.services)
+    operations = sidecar.services.one(Operations)
     begun = [operations.begin("test", lambda _: asyncio.Event().wait()) for _ in range(8)]
     with pytest.raises(Exception, match="under way"):
         operations.begin("test", lambda _: asyncio.Event().wait())

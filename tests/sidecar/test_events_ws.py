@@ -126,7 +126,7 @@ async def test_a_frame_that_means_nothing_is_answered_and_ends_nothing(
 async def test_a_drain_ends_sockets_with_a_word(sidecar: Sidecar) -> None:
     """Code 1001: going away."""
     async with talking(sidecar) as talk:
-        await until(lambda: len(Streams.of(sidecar.services)) == 1)
+        await until(lambda: len(sidecar.services.one(Streams)) == 1)
         await asyncio.sleep(0)
         sidecar.services.drain()
         assert await talk.hear() == {"op": "end", "reason": "draining"}
@@ -135,7 +135,7 @@ async def test_a_drain_ends_sockets_with_a_word(sidecar: Sidecar) -> None:
 
 async def test_a_quiet_socket_gets_a_sign_of_life(sidecar: Sidecar) -> None:
     """A frame, since a page in a browser sees no ping."""
-    streams = Streams.of(sidecar.services)
+    streams = sidecar.services.one(Streams)
     async with talking(sidecar) as talk:
         await until(lambda: any(place.beat for place in streams._places))
         await streams.tick()
@@ -146,11 +146,11 @@ async def test_sockets_count_as_streams(start_sidecar: StartSidecar) -> None:
     """Over the limit the connection is refused."""
     sidecar = await start_sidecar(limits=Limits(client_streams=1))
     async with talking(sidecar):
-        await until(lambda: len(Streams.of(sidecar.services)) == 1)
+        await until(lambda: len(sidecar.services.one(Streams)) == 1)
         with pytest.raises(aiohttp.WSServerHandshakeError):
             async with talking(sidecar):
                 pass
-    await until(lambda: len(Streams.of(sidecar.services)) == 0)
+    await until(lambda: len(sidecar.services.one(Streams)) == 0)
 
 
 async def test_a_removed_subscription_ends_the_socket(sidecar: Sidecar) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from fix_sidecar import Sidecar
 
 from llmspell_dist.hooks import HookContext
@@ -24,6 +25,18 @@ async def test_hooks_are_listed_with_how_they_have_done(sidecar: Sidecar) -> Non
     early = listed["hooks"][0]
     assert (early["failures"], early["tags"], early["breaker"]) == (1, ["x"], "closed")
     assert (listed["joined"], listed["fleet"]) == (False, [])
+
+
+@pytest.mark.parametrize("queued", [False, True])
+async def test_a_listed_hook_shows_all_of_its_runs(sidecar: Sidecar, queued: bool) -> None:
+    """Also those of one that only ever says to go on."""
+    hooks = sidecar.services.spell.hooks
+    hooks.register("AfterStateWrite", lambda _: None, name="look", queued=queued)
+    for value in range(3):
+        await sidecar.ask("PUT", KEY, value)
+    await hooks.drain()
+    (listed,) = (await sidecar.ask("GET", "/v1/hooks")).json()["hooks"]
+    assert listed["runs"] == 3
 
 
 async def test_the_points_say_what_may_be_answered_there(sidecar: Sidecar) -> None:

@@ -337,7 +337,7 @@ async def test_whoever_flushes_is_told_of_acknowledgements_that_were_refused(
             for number in range(2):
                 await spell.events.publish("a", number)
             first, second = [await anext(sub) for _ in "ab"]
-            refusing = Refusing(Deliveries.of(sidecar.services).puller)
+            refusing = Refusing(sidecar.services.one(Deliveries).puller)
             await sub.ack(first)
             with pytest.raises(StorePermissionError):
                 await sub.flush()

@@ -49,7 +49,7 @@ class Kept:
 
     @property
     def operations(self) -> Operations:
-        return Operations.of(self.sidecar.services)
+        return self.sidecar.services.one(Operations)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ SCOPE = "agent:alice"
 
 def streams_of(sidecar: Sidecar) -> Streams:
     """Return the streams that it holds."""
-    return Streams.of(sidecar.services)
+    return sidecar.services.one(Streams)
 
 
 async def test_a_quiet_stream_gets_a_sign_of_life_and_a_busy_one_none(sidecar: Sidecar) -> None:

@@ -15,6 +15,7 @@ from llmspell_dist.errors import InvalidArgumentError
 from llmspell_dist.hooks import Replace
 from llmspell_dist.sidecar.auth.access import Access
 from llmspell_dist.sidecar.routes.watch import parse_place, place_within
+from llmspell_dist.sidecar.streams import Streams
 from llmspell_dist.state.model import Change
 
 WATCH = "/v1/watch/agent:alice"
@@ -90,7 +91,7 @@ async def test_only_keys_of_the_prefix_come_and_the_others_move_the_place_on(
         assert told([await events.next()]) == [("set", "in.a", 1)]
         other = await state.set(SCOPE, "out.b", 2)
         await state.set("agent:bob", "x", 1)
-        streams = sidecar.services.kept["streams"]
+        streams = sidecar.services.one(Streams)
         while events.last_id != str(other):
             await streams.tick()  # something was sent since the tick before
             await streams.tick()

@@ -222,6 +222,47 @@ async def test_a_webhook_that_cannot_be_replaced_goes_on(  # noqa: PLR0917
     assert (await sidecar.ask("PUT", KEY, 1)).status_code == 200
 
 
+@pytest.mark.parametrize("reachable", [False, True])
+async def test_a_webhook_that_the_fleet_could_not_be_told_of_is_not_said_to_be_away_already(
+    sidecar: Sidecar,
+    receiver: Receiver,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    reachable: bool,
+) -> None:
+    """Who reads the log looks for what is wrong."""
+    await register(sidecar, receiver, fleet={"run": "every"})
+    fleet = sidecar.services.spell.hooks.fleet
+
+    async def away() -> None:
+        raise StoreBusyError("redis://test", "BUSY a script is running")
+
+    if reachable:
+        await fleet.remove("guard", "BeforeStateWrite")
+    else:
+        monkeypatch.setattr(fleet._members, "say", away)
+    with caplog.at_level("INFO", "llmspell_dist.sidecar"):
+        assert (await sidecar.ask("DELETE", WEBHOOK)).status_code == 204
+    assert ("was away already" in caplog.text) == reachable
+    assert ("the fleet could not be told: " in caplog.text) == (not reachable)
+    assert sidecar.services.spell.hooks.get_hooks("BeforeStateWrite") == []
+
+
+async def test_what_the_program_put_in_the_place_of_a_webhook_stays(
+    sidecar: Sidecar, receiver: Receiver
+) -> None:
+    """It is not the webhook's, though it has its name."""
+    await register(sidecar, receiver)
+    hooks = sidecar.services.spell.hooks
+    hooks.unregister("guard")
+    own = hooks.register("BeforeStateWrite", lambda _: None, name="guard")
+    taken = await sidecar.ask("PUT", WEBHOOK, {"url": receiver.url})
+    assert (taken.status_code, taken.json()["code"]) == (409, "DUPLICATE_HOOK")
+    assert hooks.get_hooks("BeforeStateWrite") == [own]
+    assert (await sidecar.ask("DELETE", WEBHOOK)).status_code == 204
+    assert hooks.get_hooks("BeforeStateWrite") == [own]
+
+
 @pytest.mark.parametrize(
     "place",
     [

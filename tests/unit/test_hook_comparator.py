@@ -16,7 +16,7 @@ from llmspell_dist.hooks.comparator import (
     Severity,
     compare_outcomes,
 )
-from llmspell_dist.hooks.kept import Kept
+from llmspell_dist.hooks.kept import RecordedFailure
 from llmspell_dist.hooks.modifications import Modification, modifications_of, modified
 from llmspell_dist.hooks.results import (
     CONTINUE,
@@ -30,7 +30,7 @@ from llmspell_dist.hooks.results import (
 
 pytestmark = pytest.mark.unit
 
-BOOM = Kept("ValueError", "boom")
+BOOM = RecordedFailure("ValueError", "boom")
 
 
 def same(one: Any, other: Any) -> Any:
@@ -89,7 +89,7 @@ def test_times_and_durations_are_no_difference() -> None:
 def test_errors_are_compared_by_type_and_message() -> None:
     """And an error against a result is another decision."""
     assert compare_outcomes((None, BOOM), (None, BOOM)).identical
-    found = compare_outcomes((None, BOOM), (None, Kept("ValueError", "bang")))
+    found = compare_outcomes((None, BOOM), (None, RecordedFailure("ValueError", "bang")))
     assert found.type == DifferenceType.ERROR
     assert [one.path for one in found.differences] == ["error.message"]
     found = compare_outcomes((CONTINUE, None), (None, BOOM))

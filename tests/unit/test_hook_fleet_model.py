@@ -31,7 +31,7 @@ from llmspell_dist.hooks.fleet_model import (
     unpack_process,
 )
 from llmspell_dist.hooks.inputs import RecordedInput
-from llmspell_dist.hooks.kept import Kept, Unrecorded
+from llmspell_dist.hooks.kept import RecordedFailure, Unrecorded
 from llmspell_dist.hooks.results import Cancel, Continue, Modified, Replace, Retry
 from llmspell_dist.hooks.sealing import Sealer
 
@@ -235,7 +235,7 @@ def test_answers_travel_sealed() -> None:
     sealed = b""
     for answer in (
         Answer("r", "p", Modified({"x": object()})),
-        Answer("r", "p", error=Kept("ValueError", "boom")),
+        Answer("r", "p", error=RecordedFailure("ValueError", "boom")),
     ):
         sealed = sealer.seal(answer.parts(), "r", secret=True)
         read = Answer.of("r", "p", sealer.open(sealed, "r"))

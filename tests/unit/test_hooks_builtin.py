@@ -31,8 +31,9 @@ from llmspell_dist.hooks.builtin import (
     RetryHook,
     SecurityHook,
     ValidationHook,
+    accounting,
 )
-from llmspell_dist.hooks.builtin.secrets import holds_secret, redacted
+from llmspell_dist.hooks.builtin.secrets import redacted
 from llmspell_dist.hooks.composite import FirstMatch, Parallel, Sequential, TieBreaker, Voting
 from llmspell_dist.hooks.context import ComponentId, HookContext
 from llmspell_dist.hooks.hook import HookMetadata
@@ -175,11 +176,29 @@ def test_security_redacts_what_looks_like_a_secret() -> None:
 def test_secrets_are_found_by_their_shape(secret: str) -> None:
     """In text, in bytes, deep inside."""
     value: Any
-    for value in (secret, secret.encode(), [{"a": (secret,)}]):
-        assert holds_secret(value)
+    for value in (secret, secret.encode(), [{"a": (secret,)}], {"a": {secret: 1}}):
+        assert redacted(value) is not value
         assert secret.rpartition(" ")[2] not in repr(redacted(value))
     for value in ("a sk-short one", {"tokens": 5, "secretary": "Ann"}, 7, None, [b"\xff\x00"]):
         assert redacted(value) is value
+
+
+@pytest.mark.parametrize("secret", [KEY, KEY.encode(), (1, KEY)], ids=["str", "bytes", "tuple"])
+@pytest.mark.parametrize("point", [P.BEFORE_STATE_WRITE, P.AFTER_STATE_READ], ids=str)
+def test_secrets_are_found_in_names_of_maps(point: P, secret: Any) -> None:
+    """Masked or refused, also below a key that is named as a secret; no value is lost."""
+    for key in ("k", "password"):
+        value: Any = {"by key": {secret: None, redacted(secret): None, "other": None}}
+        answer = SecurityHook().execute(_ctx(point, key=key, value=value))
+        assert isinstance(answer, Modified)
+        assert KEY not in repr(answer.data)
+        (inner,) = answer.data["value"].values()
+        assert len(inner) == 3
+        assert redacted(secret) in inner
+        refused = SecurityHook(secrets="refuse").execute(_ctx(point, key=key, value=value))
+        assert isinstance(refused, Cancel)
+    two = redacted({KEY: 1, "x": 2, f"{KEY}z": 3, "***": 4})
+    assert two == {"*** 2": 1, "x": 2, "*** 3": 3, "***": 4}
 
 
 def test_validation_refuses_what_is_too_large_or_does_not_fit() -> None:
@@ -354,10 +373,23 @@ def test_retry_asks_again_only_for_what_may_be_repeated() -> None:
     for delay, longest in ((0.0, 0), (1, 5)):
         patient = RetryHook(max_attempts=5000, delay=delay)
         ctx = _failed(StoreTimeoutError("there", "late"))
-        ctx.metadata["retry.attempt"] = "4000"
+        ctx.metadata[patient._place] = "4000"
         again = patient.execute(ctx)
         assert again is not None
         assert longest / 2 <= again.delay <= longest
+
+
+def test_retries_of_two_hooks_are_counted_apart() -> None:
+    """One for other errors has all its attempts, whatever the first has made of its own."""
+    first = RetryHook(errors=(KeyError,), max_attempts=3, delay=0.1)
+    second = RetryHook(errors=(ValueError,), max_attempts=3, delay=0.1)
+    ctx = _failed(KeyError())
+    assert [type(first.execute(ctx)) for _ in range(3)] == [Retry, Retry, type(None)]
+    ctx.finished(P.AFTER_STATE_WRITE, None, ValueError())
+    again = second.execute(ctx)
+    assert again is not None
+    assert 0.05 <= again.delay <= 0.1
+    assert second.retries == 1
 
 
 def test_retry_overwrites_a_conflict_only_if_that_is_wanted() -> None:
@@ -397,6 +429,32 @@ def test_costs_add_up_by_model_and_scope_until_the_budget_is_used_up() -> None:
     assert answer.reason.startswith("the budget is used up: 0.05")
     with pytest.raises(InvalidArgumentError, match="usage"):
         hook.execute(_ctx(P.AFTER_AGENT_EXECUTION, usage=5))
+
+
+def test_costs_of_ever_new_scopes_take_no_more_than_their_share_of_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In all everything counts; of scopes the least recently used are forgotten."""
+    monkeypatch.setattr(accounting, "_NAMES", 3, raising=False)
+    hook = CostTrackingHook({"m": Price(1, 0)}, budget=2, per_scope=True)
+    usage = {"model": "m", "input_tokens": 1_000_000}
+    for _ in range(2):
+        hook.execute(_ctx(P.AFTER_AGENT_EXECUTION, scope="agent:full", usage=usage))
+    for number in range(100):
+        hook.execute(_ctx(P.AFTER_AGENT_EXECUTION, scope=f"session:{number}", usage=usage))
+        # Whoever goes on asking is not forgotten.
+        full = hook.execute(_ctx(P.BEFORE_AGENT_EXECUTION, scope="agent:full"))
+        assert isinstance(full, Cancel)
+    assert hook.cost() == hook.cost(model="m") == 102
+    assert hook.stats()["m"]["calls"] == 102
+    assert hook.cost(scope="session:99") == 1
+    assert hook.cost(scope="session:0") == 0
+    assert len(hook._by_scope.items()) == len(hook._by_both.items()) == 3
+    for number in range(5):
+        other = {**usage, "model": f"new {number}"}
+        hook.execute(_ctx(P.AFTER_AGENT_EXECUTION, scope="agent:a", usage=other))
+    assert len(hook.unpriced) == len(hook._by_model.items()) == 3
+    assert hook.tokens() == (107_000_000, 0)
 
 
 @pytest.mark.parametrize("tenth", [Decimal("0.1"), 0.1])

@@ -26,8 +26,11 @@ from llmspell_dist.hooks.errors import (
 )
 from llmspell_dist.hooks.executor import Ended, Executor
 from llmspell_dist.hooks.hook import HookMetadata, Priority
+from llmspell_dist.hooks.inputs import Recording
 from llmspell_dist.hooks.nesting import deeper, inside, nested, surface
 from llmspell_dist.hooks.points import HookPoint as P
+from llmspell_dist.hooks.recorder import Recorder, Run
+from llmspell_dist.hooks.recording import Execution
 from llmspell_dist.hooks.registration import Registration
 from llmspell_dist.hooks.results import (
     CONTINUE,
@@ -289,6 +292,19 @@ async def test_hooks_are_switched_removed_and_cleared(bench: Bench) -> None:
     assert bench.get_hooks() == []
 
 
+def test_points_at_which_nothing_stands_any_more_are_forgotten() -> None:
+    """Whoever registers at a point of each session leaves nothing behind."""
+    bench = Bench()
+    for number in range(3):
+        kept = bench.register(f"session:{number}", lambda _: None, name="look")
+        if number:
+            bench.unregister("look", f"session:{number}")
+        else:
+            assert bench.discard(kept)
+            assert not bench.discard(kept)
+    assert not bench._registry._hooks
+
+
 async def test_a_bulk_is_registered_as_a_whole(bench: Bench) -> None:
     """If one is wrong, none is there."""
 
@@ -467,6 +483,82 @@ async def test_a_caller_that_is_cancelled_takes_the_hook_along(
     assert one(bench).failures == 0
 
 
+# --- recorded, while the history is behind --------------------------------------------------------
+
+
+class _Behind:
+    """A writer of the history that has no room for five seconds each time."""
+
+    full = True
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.runs: list[Execution] = []
+        self.held: asyncio.Event | None = None
+
+    def put(self, run: Execution) -> None:
+        self.runs.append(run)
+
+    async def room(self) -> None:
+        if self.held is not None:
+            self.held.set()
+            await asyncio.Event().wait()
+        self.now += 5.0
+
+    def wait_for_room(self) -> None:
+        self.now += 5.0
+
+
+@pytest.mark.parametrize("blocking", [False, True], ids=["async", "blocking"])
+@pytest.mark.parametrize("kind", ["plain", "coroutine", "fails"])
+async def test_waiting_for_room_in_the_history_is_not_the_hooks_own_time(
+    kind: str, blocking: bool
+) -> None:
+    """Neither to its breaker, nor in its figures and what is recorded."""
+    bench, writer = Bench(), _Behind()
+    bench.executor = Executor(bench.runner, clock=lambda: writer.now)
+    bench.executor.recorder = Recorder(writer, lambda _: False, blocking=blocking)  # type: ignore[arg-type]
+
+    def plain(_: HookContext) -> None:
+        writer.now += 0.01
+        if kind == "fails":
+            raise ValueError
+
+    async def coroutine(ctx: HookContext) -> None:
+        plain(ctx)
+
+    config = BreakerConfig(failure_threshold=9)
+    hook = coroutine if kind == "coroutine" else plain
+    found = bench.register(POINT, hook, name="h", replayable=True, breaker=config)
+    found.durations._clock = lambda: writer.now
+    for _ in range(3):
+        chain = bench._registry.chain(POINT)
+        context = HookContext(POINT, ME, {"value": 1})
+        steps = bench.executor.run(chain, context)
+        request = next(steps)
+        assert isinstance(request, Call)
+        outcome = request.function(*request.arguments)
+        with pytest.raises(StopIteration):
+            steps.send(outcome if blocking else await outcome)
+    assert one(bench).breaker is BreakerState.CLOSED
+    assert one(bench).timing.maximum == pytest.approx(0.01)
+    assert [run.duration_us for run in writer.runs] == [10_000] * 3
+
+
+async def test_a_hook_whose_caller_leaves_while_it_waits_for_room_has_not_run() -> None:
+    """So nothing is recorded of it."""
+    bench, writer = Bench(), _Behind()
+    writer.held = asyncio.Event()
+    bench.executor.recorder = Recorder(writer, lambda _: False)  # type: ignore[arg-type]
+    ran: list[str] = []
+    bench.register(POINT, lambda _: ran.append("h"), name="h", replayable=True)
+    running = asyncio.create_task(bench.run())
+    await writer.held.wait()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert (ran, writer.runs) == ([], [])
+
+
 # --- breakers -------------------------------------------------------------------------------------
 
 
@@ -547,8 +639,8 @@ async def test_a_recorder_is_told_of_replayable_hooks_only(bench: Bench) -> None
     class Noting:
         full = False
 
-        def begin(self, ctx: HookContext) -> HookContext:
-            return ctx.snapshot()
+        def begin(self, ctx: HookContext) -> Run:
+            return Run(ctx.snapshot(), {}, Recording(), ctx.timestamp, False, False)
 
         def end(self, *run: Any) -> None:
             told.append(run)
@@ -568,7 +660,7 @@ async def test_a_recorder_is_told_of_replayable_hooks_only(bench: Bench) -> None
     bench.register(POINT, lambda _: None, name="other")
     await bench.run({"value": 1, "list": [1]})
     (before, hook, answer, seconds), (_, failed, error, _) = told
-    assert before.data == {"value": 1, "list": [1]}
+    assert before.context.data == {"value": 1, "list": [1]}
     assert (hook.name, answer, failed.name) == ("changes", Modified({"value": 2}), "fails")
     assert isinstance(error, ValueError)
     assert seconds > 0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from contextlib import suppress
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
@@ -118,6 +121,49 @@ def test_who_takes_neither_form_is_told_so(accept: str) -> None:
         accepted(accept)
 
 
+@pytest.mark.parametrize("number", [1.5, 7, 2**40, -(2**40), 300, 70_000, None])
+def test_a_body_of_numbers_is_not_weighed_one_by_one(
+    number: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one size in line they are counted as a whole, as cheaply as they are decoded."""
+    looked = 0
+    behind = weighing._behind
+
+    def look(*arguments: Any) -> int:
+        nonlocal looked
+        looked += 1
+        return behind(*arguments)
+
+    monkeypatch.setattr(weighing, "_behind", look)
+    monkeypatch.setattr(weighing, "MAX_ELEMENTS", 1001)
+    weighing.weigh_messagepack(msgpack.packb([number] * 1000))
+    assert looked <= 2
+    monkeypatch.setattr(weighing, "MAX_ELEMENTS", 1000)
+    with pytest.raises(LimitError) as caught:
+        weighing.weigh_messagepack(msgpack.packb([number] * 1000))
+    assert caught.value.actual == 1001
+
+
+@pytest.mark.parametrize("media", [JSON, MESSAGEPACK])
+async def test_a_large_body_is_read_beside_the_event_loop(
+    media: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes time that others would wait for; a small one is read at once."""
+    bodies = Bodies(1_000_000)
+    readers: list[int] = []
+    read = Bodies.read
+
+    def seen(self: Bodies, body: bytes, given: str | None) -> Any:
+        readers.append(threading.get_ident())
+        return read(self, body, given)
+
+    monkeypatch.setattr(Bodies, "read", seen)
+    for value in ("small", "large" * 20_000):
+        assert await bodies.read_aside(bodies.write(value, media), media) == value
+    here = threading.get_ident()
+    assert [reader == here for reader in readers] == [True, False]
+
+
 LEAVES = st.one_of(
     *(st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(allow_nan=False)),
     *(st.text(), st.binary(), st.dates(), st.uuids()),
@@ -149,3 +195,14 @@ def test_lists_and_dicts_are_counted_as_they_are(value: Any) -> None:
                 weighing.weigh_messagepack(packed)
             with pytest.raises(LimitError):  # tags of JSON are objects too
                 weighing.weigh_json(text)
+
+
+@pytest.mark.parametrize(
+    "text", [b'["' + b'\\"' * 500_000, b'["' + b"\\" * 1_000_001, b'"a' * 500_001]
+)
+def test_json_of_quotes_without_end_is_weighed_in_linear_time(text: bytes) -> None:
+    """A megabyte must not hold up the event loop; it took hours where it grew by the square."""
+    started = time.process_time()
+    with suppress(LimitError):
+        weighing.weigh_json(text + b"[" * (weighing.MAX_CONTAINERS + 1))
+    assert time.process_time() - started < 2  # some 50 ms

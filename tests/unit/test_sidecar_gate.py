@@ -42,6 +42,26 @@ async def test_a_line_has_an_end() -> None:
     assert gate.enter("b") is None
 
 
+async def test_who_is_cancelled_while_waiting_holds_no_place_in_the_line() -> None:
+    """Others of the same client can take it, and the turn goes to them."""
+    gate = Gate(1, 2)
+    gate.enter("a")
+    waiting = [gate.enter("a") for _ in range(2)]
+    for future in waiting:
+        assert future is not None
+        task = asyncio.create_task(gate.wait(future, "a"))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    behind = gate.enter("a")
+    assert behind is not None
+    gate.leave("a")
+    assert behind.done()
+    gate.leave("a")
+    assert gate.working == 0
+
+
 async def test_who_is_cancelled_leaves_the_line() -> None:
     """Its turn goes to the one behind it, also if it had just come."""
     gate = Gate(1, 3)

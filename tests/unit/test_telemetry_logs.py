@@ -12,8 +12,8 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, use_s
 
 from llmspell_dist import context
 from llmspell_dist.errors import InvalidArgumentError, StoreUnavailableError
+from llmspell_dist.masking import mask_text
 from llmspell_dist.telemetry import JSONFormatter
-from llmspell_dist.telemetry.logs import redacted
 
 pytestmark = pytest.mark.unit
 
@@ -92,7 +92,7 @@ def test_a_refused_argument_is_told_by_its_rule() -> None:
 )
 def test_what_looks_like_a_secret_is_not_shown(text: str, shown: str) -> None:
     """And what does not is left alone."""
-    assert redacted(text).replace("Authorization: *** ***", "Authorization: ***") == shown
+    assert mask_text(text).replace("Authorization: *** ***", "Authorization: ***") == shown
 
 
 def test_a_wrong_format_loses_no_record() -> None:

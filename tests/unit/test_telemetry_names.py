@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+from fix_telemetry import prometheus_names
 
-from llmspell_dist.telemetry.names import METRICS, SPAN_ATTRIBUTES, SPANS, prometheus_names
+from llmspell_dist.telemetry.names import METRICS, SPAN_ATTRIBUTES, SPANS
 
 pytestmark = pytest.mark.unit
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from inspect import isawaitable
 from typing import Any, Final
@@ -11,14 +12,17 @@ from typing import Any, Final
 from llmspell_dist.classes import StateClass
 from llmspell_dist.errors import InvalidArgumentError
 from llmspell_dist.fork import child_safe_lock
-from llmspell_dist.hooks.builtin.secrets import MASK, redacted
+from llmspell_dist.hooks.builtin.secrets import redacted
 from llmspell_dist.hooks.context import HookContext
 from llmspell_dist.hooks.hook import HookMetadata, Priority
+from llmspell_dist.hooks.points import is_before
 from llmspell_dist.hooks.results import Cancel
+from llmspell_dist.masking import MASK
 
 __all__ = ["AuditHook", "CostTrackingHook", "Price"]
 
 _PER: Final = 1_000_000
+_NAMES: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -52,6 +56,34 @@ class _Sum:
     input_tokens: int = 0
     output_tokens: int = 0
     cost: Decimal = Decimal(0)
+    unpriced: str | None = None
+    """The model without a price that was used first, if one was."""
+
+
+class _Sums:
+    """Sums by name, of so many names: the one that was used least recently goes first."""
+
+    def __init__(self) -> None:
+        self._sums: OrderedDict[Hashable, _Sum] = OrderedDict()
+
+    def find(self, name: Hashable) -> _Sum:
+        """Return the sum of a name, which counts as used; an empty one if there is none."""
+        found = self._sums.get(name)
+        if found is None:
+            return _Sum()
+        self._sums.move_to_end(name)
+        return found
+
+    def of(self, name: Hashable) -> _Sum:
+        """Return the sum of a name, to be added to."""
+        found = self._sums[name] = self.find(name)
+        if len(self._sums) > _NAMES:
+            self._sums.popitem(last=False)
+        return found
+
+    def items(self) -> list[tuple[Any, _Sum]]:
+        """Return names and sums."""
+        return list(self._sums.items())
 
 
 class CostTrackingHook:
@@ -64,6 +96,10 @@ class CostTrackingHook:
     costs nothing and is in `unpriced`; where there is a budget, which it may have used up, nothing
     more passes: once it was used (with `per_scope`: there), and where ``model`` in the data before
     names one.
+
+    What was spent in all is always known. By scope, by model and by both it is known of the 10,000
+    that were used or asked about last: a scope beyond that is forgotten, and with `per_scope` its
+    budget begins anew if it comes back. `unpriced` names the first 10,000.
     """
 
     metadata = HookMetadata("cost tracking", "tokens and costs by model and scope", Priority.LOW)
@@ -88,8 +124,10 @@ class CostTrackingHook:
         self._budget = None if budget is None else _amount("budget", budget)
         self._per_scope = per_scope
         self._lock = child_safe_lock()
-        self._sums: dict[tuple[str, str], _Sum] = {}
+        self._total = _Sum()
+        self._by_scope, self._by_model, self._by_both = _Sums(), _Sums(), _Sums()
         self.unpriced: set[str] = set()
+        """Models that were used and have no price."""
 
     def execute(self, ctx: HookContext) -> Cancel | None:
         """Add up what was used; refuse what is over budget."""
@@ -97,26 +135,23 @@ class CostTrackingHook:
         usage = ctx.data.get("usage")
         if usage is not None:
             self._add(scope, usage)
-        if self._budget is None or not _is_before(ctx.point):
+        if self._budget is None or not is_before(ctx.point):
             return None
-        spent = self.cost(scope=scope if self._per_scope else None)
+        with self._lock:
+            used = self._by_scope.find(scope) if self._per_scope else self._total
+            spent, unpriced = used.cost, used.unpriced
+        wanted = ctx.data.get("model")
+        if isinstance(wanted, str) and self._price(wanted) is None:
+            unpriced = wanted
         of = f" of {scope}" if self._per_scope else ""
-        unpriced = self._unpriced(scope, ctx.data.get("model"))
         if unpriced is not None:
             return Cancel(f"the budget{of} cannot be kept: model {unpriced} has no price")
         if spent < self._budget:
             return None
         return Cancel(f"the budget{of} is used up: {spent} of {self._budget}")
 
-    def _unpriced(self, scope: str, wanted: Any) -> str | None:
-        """Return a model without a price that was used, or is about to be."""
-        if self._default is not None:
-            return None
-        if isinstance(wanted, str) and wanted not in self._prices:
-            return wanted
-        with self._lock:
-            used = [model for model, at in self._sums if not self._per_scope or at == scope]
-        return next((model for model in used if model not in self._prices), None)
+    def _price(self, model: str) -> Price | None:
+        return self._prices.get(model, self._default)
 
     def _add(self, scope: str, usage: Any) -> None:
         try:
@@ -127,50 +162,56 @@ class CostTrackingHook:
             raise InvalidArgumentError("usage", type(usage).__name__, rule) from None
         if min(tokens) < 0:
             raise InvalidArgumentError("usage", tokens, "must not have negative tokens")
-        price = self._prices.get(model, self._default)
+        price = self._price(model)
+        cost = Decimal(0)
+        if price is not None:
+            cost = (tokens[0] * price.input + tokens[1] * price.output) / _PER
         with self._lock:
-            total = self._sums.setdefault((model, scope), _Sum())
-            total.calls += 1
-            total.input_tokens += tokens[0]
-            total.output_tokens += tokens[1]
-            if price is None:
+            if price is None and len(self.unpriced) < _NAMES:
                 self.unpriced.add(model)
-            else:
-                cost = tokens[0] * price.input + tokens[1] * price.output
-                total.cost += cost / _PER
+            for total in (
+                self._total,
+                self._by_scope.of(scope),
+                self._by_model.of(model),
+                self._by_both.of((model, scope)),
+            ):
+                total.calls += 1
+                total.input_tokens += tokens[0]
+                total.output_tokens += tokens[1]
+                total.cost += cost
+                if price is None and total.unpriced is None:
+                    total.unpriced = model
 
-    def _matching(self, model: str | None, scope: str | None) -> list[_Sum]:
+    def _sum(self, model: str | None, scope: str | None) -> _Sum:
         with self._lock:
-            return [
-                total
-                for (of, where), total in self._sums.items()
-                if model in (None, of) and scope in (None, where)
-            ]
+            if model is None:
+                found = self._total if scope is None else self._by_scope.find(scope)
+            elif scope is None:
+                found = self._by_model.find(model)
+            else:
+                found = self._by_both.find((model, scope))
+            return replace(found)
 
     def cost(self, *, model: str | None = None, scope: str | None = None) -> Decimal:
         """Return what was spent, on a model or in a scope if that is said."""
-        return sum((total.cost for total in self._matching(model, scope)), Decimal(0))
+        return self._sum(model, scope).cost
 
     def tokens(self, *, model: str | None = None, scope: str | None = None) -> tuple[int, int]:
         """Return the tokens in and out."""
-        found = self._matching(model, scope)
-        return sum(one.input_tokens for one in found), sum(one.output_tokens for one in found)
+        found = self._sum(model, scope)
+        return found.input_tokens, found.output_tokens
 
     def stats(self) -> dict[str, Any]:
         """Return calls, tokens and costs by model."""
-        models = dict.fromkeys(model for model, _ in list(self._sums))
-        return {
-            model: {
-                "calls": sum(one.calls for one in self._matching(model, None)),
-                "tokens": self.tokens(model=model),
-                "cost": self.cost(model=model),
+        with self._lock:
+            return {
+                model: {
+                    "calls": one.calls,
+                    "tokens": (one.input_tokens, one.output_tokens),
+                    "cost": one.cost,
+                }
+                for model, one in self._by_model.items()
             }
-            for model in models
-        }
-
-
-def _is_before(point: str) -> bool:
-    return point.startswith("Before") or ":before_" in point
 
 
 class AuditHook:
@@ -216,8 +257,9 @@ class AuditHook:
             sensitive = ctx.data.get("state_class") == StateClass.SENSITIVE
             entry["value"] = MASK if sensitive else redacted(ctx.data["value"])
         written = self._sink(entry)
-        return _quietly(written) if isawaitable(written) else None
+        return _unanswered(written) if isawaitable(written) else None
 
 
-async def _quietly(written: Any) -> None:
+async def _unanswered(written: Any) -> None:
+    """Wait for what a sink does; what it returns is no answer of the hook."""
     await written

@@ -41,10 +41,10 @@ class SecurityHook:
     ``AFTER_STATE_READ``. `scopes` and `keys` are globs of what is allowed (None: all), `denied` of
     scopes that are not whatever else is said. Where keys are restricted, what reaches all keys of a
     scope is refused: `clear`, `copy_scope`, `move_scope`, and a `watch` whose prefix does not end
-    before an allowed glob's ``*``. `secrets`: "redact" masks what looks like one, and
-    whatever is stored under a key that is named as one (``password``, ``mail.api_key``), "refuse"
-    cancels the write, None does not look. Behind a typed read the value stays of its type; if a
-    mask does not fit into that, the read is cancelled.
+    before an allowed glob's ``*``. `secrets`: "redact" masks what looks like one, in names of maps
+    too, and whatever is stored under a key that is named as one (``password``, ``mail.api_key``),
+    "refuse" cancels the write, None does not look. Behind a typed read the value stays of its type;
+    if a mask does not fit into that, the read is cancelled.
     """
 
     metadata = HookMetadata("security", "allowed scopes and keys, no secrets", Priority.HIGHEST)
@@ -84,7 +84,7 @@ class SecurityHook:
         value = ctx.data["value"]
         whole = key is not None and ctx.operation_type not in _NO_VALUE
         if whole and names_secret(str(key)):
-            clean = masked(value)
+            clean = masked(value, self._patterns)
         else:
             clean = redacted(value, self._patterns)
         if clean is value:
@@ -156,7 +156,7 @@ class ValidationHook:
         self._codec = Codec()
 
     def execute(self, ctx: HookContext) -> Cancel | None:
-        """Refuse, or say nothing; the reason is what the check said, which may quote the value."""
+        """Refuse, or say nothing; of a check that raises the reason names only the error's type."""
         if "value" not in ctx.data:
             return None
         value = ctx.data["value"]

@@ -23,7 +23,6 @@ __all__ = ["CachingHook", "RetryHook"]
 _NUMBERS: Final = count(1)
 _REPEATABLE: Final = ("set", "delete", "expire", "persist", "set_many", "delete_many", "clear")
 """Writes that come to the same if they happen twice."""
-_ATTEMPT: Final = "retry.attempt"
 
 
 class CachingHook:
@@ -90,6 +89,8 @@ class RetryHook:
         self._overwrite = overwrite
         self._max_attempts = max_attempts
         self._delay, self._factor, self._max_delay = delay, factor, max_delay
+        self._place = f"retry.{next(_NUMBERS)}"
+        """Where an operation keeps how often this hook was asked about it."""
         self.retries = 0
 
     def execute(self, ctx: HookContext) -> Retry | None:
@@ -99,8 +100,8 @@ class RetryHook:
             return None
         if not self._may_repeat(ctx, error):
             return None
-        made = int(ctx.metadata.get(_ATTEMPT, "0"))
-        ctx.metadata[_ATTEMPT] = str(made + 1)
+        made = int(ctx.metadata.get(self._place, "0"))
+        ctx.metadata[self._place] = str(made + 1)
         if made + 1 >= self._max_attempts:
             return None
         self.retries += 1

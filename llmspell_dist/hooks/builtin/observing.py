@@ -13,7 +13,8 @@ from typing import Any, Final
 from llmspell_dist.errors import InvalidArgumentError
 from llmspell_dist.hooks.context import HookContext
 from llmspell_dist.hooks.hook import HookMetadata, Priority
-from llmspell_dist.hooks.metrics import Durations, Timing
+from llmspell_dist.hooks.metrics import DurationWindow, Timing
+from llmspell_dist.hooks.points import is_before
 
 __all__ = ["Captured", "DebuggingHook", "LoggingHook", "MetricsHook"]
 
@@ -63,7 +64,7 @@ class MetricsHook:
 
     def __init__(self, *, clock: Callable[[], float] = perf_counter) -> None:
         self._clock = clock
-        self._durations: dict[str, Durations] = {}
+        self._durations: dict[str, DurationWindow] = {}
         self.counts: dict[str, int] = {}
         """Operations that ended, by method."""
         self.failures: dict[str, int] = {}
@@ -71,7 +72,7 @@ class MetricsHook:
     def execute(self, ctx: HookContext) -> None:
         """Note the moment before, the duration behind."""
         now = self._clock()
-        if ctx.point.startswith("Before") or ":before_" in ctx.point:
+        if is_before(ctx.point):
             ctx.metadata[_BEGAN] = repr(now)
             return
         name = ctx.operation_type or ctx.point
@@ -80,7 +81,7 @@ class MetricsHook:
             self.failures[name] = self.failures.get(name, 0) + 1
         began = ctx.metadata.pop(_BEGAN, None)
         if began is not None:
-            durations = self._durations.setdefault(name, Durations(clock=self._clock))
+            durations = self._durations.setdefault(name, DurationWindow(clock=self._clock))
             durations.take(now, now - float(began))
 
     def timing(self, operation: str) -> Timing:

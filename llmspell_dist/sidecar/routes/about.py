@@ -94,7 +94,7 @@ async def about(call: Call) -> Reply:
         )
     features = [registry.tag for registry in REGISTRIES]
     shards = spell.leases.steps.core.keyspace.shards
-    instance = Repeats.of(call.services).instance(call.principal.label)
+    instance = call.services.one(Repeats).instance(call.principal.label)
     return Reply(
         About(spell.namespace, version("llmspell-dist"), instance, shards, features, store)
     )

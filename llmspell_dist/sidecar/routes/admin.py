@@ -21,7 +21,7 @@ from llmspell_dist.sidecar.backing import store_of
 from llmspell_dist.sidecar.documents import as_document
 from llmspell_dist.sidecar.endpoint import VALUE, Registry
 from llmspell_dist.sidecar.errors import NotFoundError
-from llmspell_dist.sidecar.leasing import leasing_of
+from llmspell_dist.sidecar.leasing import Leasing
 from llmspell_dist.sidecar.operations import Operations
 from llmspell_dist.sidecar.reply import NO_CONTENT, Reply
 from llmspell_dist.sidecar.routes.operations import ADMIN
@@ -60,12 +60,12 @@ async def show_sidecar(call: Call) -> Reply:
             "namespace": call.spell.namespace,
             "draining": services.draining,
             "settings": _settings(services),
-            "streams": len(Streams.of(services)),
-            "operations": sum(one.running for one in Operations.of(services).all()),
+            "streams": len(services.one(Streams)),
+            "operations": sum(one.running for one in services.one(Operations).all()),
             "leases": {
                 "held_here": held,
                 "waiting": waiting,
-                "to_hand_over": len(leasing_of(services)),
+                "to_hand_over": len(services.one(Leasing)),
             },
         }
     )

@@ -306,7 +306,7 @@ class PruneOrder(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 @routes.route("POST", "/v1/backup-prunings", ADMIN, body=PruneOrder, **_LONG)
 async def prune_backups(call: Call) -> Reply:
     """Plan what goes by a policy (200), or carry out a plan (202): nothing goes that it has not."""
-    store, order, plans = store_of(call.services), call.body, Plans.of(call.services)
+    store, order, plans = store_of(call.services), call.body, call.services.one(Plans)
     if order.plan is None:
         policy = plans.checked(order.policy)
         planned = await store.prune(policy)

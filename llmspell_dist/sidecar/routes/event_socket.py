@@ -55,7 +55,7 @@ async def talk_of_events(call: Call) -> None:
 async def _live(call: Call, query: _Open) -> None:
     pattern = "*" if query.pattern is None else query.pattern
     right = may_hear(call, pattern)
-    with Streams.of(call.services).place(call, [right]) as place:
+    with call.services.one(Streams).place(call, [right]) as place:
         async with call.spell.events.subscribe(pattern, buffer=query.buffer) as subscription:
             socket = Socket(call, place, packed=query.format == "msgpack")
             await socket.run(_heard(subscription), _nothing_to_say)
@@ -76,8 +76,8 @@ async def _nothing_to_say(said: dict[str, Any]) -> Any:
 
 async def _durable(call: Call, query: _Open, name: str) -> None:
     right = await begin(call, name, query.pattern)
-    terms, deliveries = terms_of(query), Deliveries.of(call.services)
-    with Streams.of(call.services).place(call, [right]) as place:
+    terms, deliveries = terms_of(query), call.services.one(Deliveries)
+    with call.services.one(Streams).place(call, [right]) as place:
         async with deliveries.handing(name, terms) as handed:
             socket = Socket(call, place, packed=query.format == "msgpack")
             answers = _Answers(deliveries, name, terms)

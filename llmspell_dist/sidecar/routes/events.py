@@ -155,7 +155,7 @@ async def hear_events(call: Call) -> Reply | None:
     """
     query: _Live = call.query
     right = may_hear(call, query.pattern)
-    with Streams.of(call.services).place(call, [right]) as place:
+    with call.services.one(Streams).place(call, [right]) as place:
         subscription = call.spell.events.subscribe(
             query.pattern, buffer=query.buffer, overflow=query.overflow
         )

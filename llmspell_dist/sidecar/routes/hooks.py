@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from llmspell_dist.hooks import HookPoint, RegisteredHook
+from llmspell_dist.hooks import HookPoint, HookStats, RegisteredHook
 from llmspell_dist.hooks.effects import allowed_at
 from llmspell_dist.hooks.errors import (
     DuplicateHookError,
@@ -121,17 +121,17 @@ async def list_hooks(call: Call) -> Reply:
     """List the hooks of this sidecar in the order in which they run, and those of the fleet."""
     hooks = call.spell.hooks
     fleet = hooks.fleet
+    stats = {(one.point, one.name): one for some in hooks.stats().values() for one in some}
     return Reply(
         HookList(
-            [_hook_document(hook) for hook in hooks.get_hooks()],
+            [_hook_document(hook, stats[hook.point, hook.name]) for hook in hooks.get_hooks()],
             fleet.joined,
             [_process_document(process) for process in fleet.processes()],
         )
     )
 
 
-def _hook_document(hook: RegisteredHook) -> HookDocument:
-    stats = hook.stats()
+def _hook_document(hook: RegisteredHook, stats: HookStats) -> HookDocument:
     return HookDocument(
         point=str(hook.point),
         name=hook.name,
@@ -350,7 +350,7 @@ class WebhookList(Struct, frozen=True):
 @routes.route("GET", "/v1/webhooks", ADMIN, returns=WebhookList)
 async def list_webhooks(call: Call) -> Reply:
     """List the webhooks of this sidecar."""
-    found = Webhooks.of(call.services).all()
+    found = call.services.one(Webhooks).all()
     return Reply(WebhookList([_webhook_document(*one) for one in found]))
 
 
@@ -386,7 +386,7 @@ async def put_webhook(call: Call) -> Reply:
     fleet = None
     if body.fleet is not None:
         fleet = {name: getattr(body.fleet, name) for name in body.fleet.__struct_fields__}
-    hook = await Webhooks.of(call.services).put(terms, fleet=fleet)
+    hook = await call.services.one(Webhooks).put(terms, fleet=fleet)
     return Reply(_webhook_document(terms, hook, fleet is not None))
 
 
@@ -394,13 +394,13 @@ async def put_webhook(call: Call) -> Reply:
 async def remove_webhook(call: Call) -> Reply:
     """Take a webhook away."""
     point, name = call.parameters["point"], call.parameters["name"]
-    if not await Webhooks.of(call.services).remove(point, name):
+    if not await call.services.one(Webhooks).remove(point, name):
         raise HookNotFoundError(name, point)
     return NO_CONTENT
 
 
 def _webhook_document(terms: WebhookTerms, hook: RegisteredHook, fleet: bool) -> WebhookDocument:
-    stats = hook.stats()
+    stats = hook.stats(rings=())  # how often and how long it ran is not shown
     return WebhookDocument(
         point=str(hook.point),
         name=terms.name,

@@ -18,7 +18,7 @@ from llmspell_dist.errors import (
 from llmspell_dist.leases.terms import DEFAULT_TTL_S
 from llmspell_dist.sidecar.attending import attended
 from llmspell_dist.sidecar.contexts import context_of
-from llmspell_dist.sidecar.leasing import Taken, handle_of, leasing_of
+from llmspell_dist.sidecar.leasing import Leasing, Taken, handle_of
 from llmspell_dist.sidecar.routes.lease_shapes import TTL, Wait
 from llmspell_dist.sidecar.routes.leases import LEASE, WRITE, grant_document, routes
 from llmspell_dist.sidecar.streams import EVENT_STREAM, Streams, block, send_events
@@ -52,7 +52,7 @@ async def hold_lease(call: Call) -> None:
     ``event: held`` has what acquiring it gives, with the `handle` for what is written under it.
     ``event: lost`` says why it is held no more. When the connection ends, the next in line has it.
     """
-    with Streams.of(call.services).place(call) as place, context_of(call):
+    with call.services.one(Streams).place(call) as place, context_of(call):
         lease = await attended(call, _acquired(call), _given_back, goes_on=True)
         try:
             await send_events(call, place, _told(call, lease))
@@ -62,7 +62,7 @@ async def hold_lease(call: Call) -> None:
 
 async def _acquired(call: Call) -> Lease:
     query: _Hold = call.query
-    owner = query.owner or leasing_of(call.services).new_owner()
+    owner = query.owner or call.services.one(Leasing).new_owner()
     return await call.spell.leases.acquire(
         call.parameters["scope"],
         name=call.parameters["name"],
@@ -82,6 +82,6 @@ async def _given_back(lease: Lease) -> None:
 
 async def _told(call: Call, lease: Lease) -> AsyncIterator[bytes]:
     taken = Taken(handle_of(lease), lease.expires_in_s)
-    yield block(grant_document(leasing_of(call.services), taken), event="held")
+    yield block(grant_document(call.services.one(Leasing), taken), event="held")
     await lease.lost.wait()
     yield block({"reason": lease.lost.reason}, event="lost")

@@ -22,7 +22,7 @@ from llmspell_dist.sidecar.attending import attended
 from llmspell_dist.sidecar.auth.grants import Verb
 from llmspell_dist.sidecar.call import LEASE_HEADER, Call
 from llmspell_dist.sidecar.endpoint import EVERYTHING, Needs, Registry
-from llmspell_dist.sidecar.leasing import Leasing, Taken, leasing_of
+from llmspell_dist.sidecar.leasing import Leasing, Taken
 from llmspell_dist.sidecar.reply import NO_CONTENT, Reply
 from llmspell_dist.sidecar.routes.lease_shapes import (
     Broken,
@@ -72,7 +72,7 @@ async def acquire_lease(call: Call) -> Reply:
     ``LLMSpell-Lease`` of what it writes. Who closes the connection leaves the line at once.
     """
     wish: LeaseWish = call.body
-    leasing = leasing_of(call.services)
+    leasing = call.services.one(Leasing)
     work = leasing.acquire(
         call.parameters["scope"],
         call.parameters["name"],
@@ -117,7 +117,7 @@ def grant_document(leasing: Leasing, taken: Taken) -> LeaseGrant:
 )
 async def renew_lease(call: Call) -> Reply:
     """Keep a lease for another while; any sidecar of the fleet can do that."""
-    leasing = leasing_of(call.services)
+    leasing = call.services.one(Leasing)
     taken = await leasing.renew(_meant(call, leasing, call.body), call.body.ttl)
     return Reply(grant_document(leasing, taken))
 
@@ -129,7 +129,7 @@ async def abandon_lease(call: Call) -> Reply:
     What it was granted is given back, also if it is granted only now. Known to this sidecar alone:
     without it a lease whose answer was lost ends after its time to live.
     """
-    await leasing_of(call.services).abandon(_attempt(call, call.body.attempt))
+    await call.services.one(Leasing).abandon(_attempt(call, call.body.attempt))
     return NO_CONTENT
 
 
@@ -142,7 +142,7 @@ def _attempt(call: Call, given: str) -> str:
 @routes.route("POST", f"{LEASE}/release", WRITE, body=LeaseRef, errors=(LeaseNotHeldError,))
 async def release_lease(call: Call) -> Reply:
     """Give a lease back; the next in line has it at once."""
-    leasing = leasing_of(call.services)
+    leasing = call.services.one(Leasing)
     await leasing.release(_meant(call, leasing, call.body))
     return NO_CONTENT
 

@@ -26,7 +26,7 @@ _OPERATION: Final = "/v1/operations/{id}"
 
 def accepted(call: Call, kind: str, work: Work) -> Reply:
     """Begin an operation and say where to ask about it."""
-    operation = Operations.of(call.services).begin(kind, work)
+    operation = call.services.one(Operations).begin(kind, work)
     where = f"/v1/operations/{operation.id}".encode()
     return Reply(operation.document, status=202, headers=[(b"location", where)])
 
@@ -40,7 +40,7 @@ class OperationPage(Struct, frozen=True):
 @routes.route("GET", "/v1/operations", ADMIN, returns=OperationPage)
 async def list_operations(call: Call) -> Reply:
     """List the operations of this sidecar; those that ended are kept for an hour."""
-    found = Operations.of(call.services).all()
+    found = call.services.one(Operations).all()
     return Reply(OperationPage([one.document for one in found]))
 
 
@@ -54,7 +54,7 @@ async def show_operation(call: Call) -> Reply:
 async def cancel_operation(call: Call) -> Reply:
     """End an operation; one that has ended stays as it is."""
     operation = _meant(call)
-    await Operations.of(call.services).cancel(operation)
+    await call.services.one(Operations).cancel(operation)
     return Reply(operation.document)
 
 
@@ -62,12 +62,12 @@ async def cancel_operation(call: Call) -> Reply:
 async def follow_operation(call: Call) -> None:
     """Follow an operation: ``event: progress`` at each change, ``event: done`` with its end."""
     operation = _meant(call)
-    with Streams.of(call.services).place(call) as place:
+    with call.services.one(Streams).place(call) as place:
         await send_events(call, place, _told(operation))
 
 
 def _meant(call: Call) -> Operation:
-    return Operations.of(call.services).get(call.parameters["id"])
+    return call.services.one(Operations).get(call.parameters["id"])
 
 
 async def _told(operation: Operation) -> AsyncIterator[bytes]:

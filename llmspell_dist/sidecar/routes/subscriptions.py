@@ -185,7 +185,7 @@ async def known(call: Call, verb: Verb) -> str:
 
 async def _defined(call: Call, name: str, verb: Verb) -> Definition:
     """Return what a subscription means; who may not know gets one answer, if it is there or not."""
-    found = await Deliveries.of(call.services).puller.definition(name)
+    found = await call.services.one(Deliveries).puller.definition(name)
     if found is None or not call.principal.may(verb, f"event:{found.pattern}"):
         call.require(verb, _ANY)
         raise SubscriptionNotFoundError(name)
@@ -195,7 +195,7 @@ async def _defined(call: Call, name: str, verb: Verb) -> Definition:
 async def _opened(call: Call, name: str, pattern: str, **more: Any) -> Definition:
     """Make a subscription, or find it; what another one of its name means is told as elsewhere."""
     try:
-        return await Deliveries.of(call.services).puller.open(name, pattern, **more)
+        return await call.services.one(Deliveries).puller.open(name, pattern, **more)
     except SubscriptionExistsError as error:
         if not call.principal.may(Verb.READ, f"event:{error.existing}"):
             raise ForbiddenError(Verb.READ, _ANY) from None
@@ -279,7 +279,7 @@ async def fetch_events(call: Call) -> Reply:
     body: FetchBody = call.body
     name = await known(call, Verb.READ)
     terms = DurableTerms(max_deliveries=body.max_deliveries, claim_idle=body.claim_idle)
-    deliveries = Deliveries.of(call.services)
+    deliveries = call.services.one(Deliveries)
     puller = deliveries.puller
 
     async def undo(found: list[Delivery]) -> None:
@@ -313,8 +313,8 @@ async def hear_subscription(call: Call) -> Reply | None:
     """
     query: _Hear = call.query
     right = await begin(call, call.parameters["name"], query.pattern)
-    deliveries = Deliveries.of(call.services)
-    with Streams.of(call.services).place(call, [right]) as place:
+    deliveries = call.services.one(Deliveries)
+    with call.services.one(Streams).place(call, [right]) as place:
         async with deliveries.handing(call.parameters["name"], terms_of(query)) as handed:
             await send_events(call, place, _blocks(handed))
     return None
@@ -351,7 +351,7 @@ async def ack_events(call: Call) -> Reply:
 
     A receipt of an earlier delivery counts nothing: whoever has the event now answers for it.
     """
-    name, deliveries = await known(call, Verb.READ), Deliveries.of(call.services)
+    name, deliveries = await known(call, Verb.READ), call.services.one(Deliveries)
     count = await deliveries.puller.ack(name, call.body.receipts)
     deliveries.settled(name, call.body.receipts)
     return Reply(Count(count))
@@ -372,7 +372,7 @@ async def nack_events(call: Call) -> Reply:
     `claim_idle`.
     """
     body: NackBody = call.body
-    name, deliveries = await known(call, Verb.READ), Deliveries.of(call.services)
+    name, deliveries = await known(call, Verb.READ), call.services.one(Deliveries)
     terms = DurableTerms(max_deliveries=body.max_deliveries, retry_delay=body.retry_delay)
     lost = await deliveries.puller.nack(
         name, body.receipts, error=body.error, delay_s=body.delay, terms=terms
@@ -392,7 +392,7 @@ async def nack_events(call: Call) -> Reply:
 async def renew_events(call: Call) -> Reply:
     """Say that events are worked on still: the claim time begins anew."""
     name = await known(call, Verb.READ)
-    lost = await Deliveries.of(call.services).puller.renew(name, call.body.receipts)
+    lost = await call.services.one(Deliveries).puller.renew(name, call.body.receipts)
     return Reply(LostReceipts(lost))
 
 
@@ -406,7 +406,7 @@ async def renew_events(call: Call) -> Reply:
 async def release_events(call: Call) -> Reply:
     """Give events back: others take them at once."""
     body: ReleaseBody = call.body
-    name, deliveries = await known(call, Verb.READ), Deliveries.of(call.services)
+    name, deliveries = await known(call, Verb.READ), call.services.one(Deliveries)
     await deliveries.puller.release(name, body.receipts, handled=body.handled)
     deliveries.settled(name, call.body.receipts)
     return NO_CONTENT
@@ -422,7 +422,7 @@ async def release_events(call: Call) -> Reply:
 async def leave_subscription(call: Call) -> Reply:
     """Say that a consumer takes no more: a fetch of its that waits at this sidecar ends at once."""
     name = await known(call, Verb.READ)
-    Deliveries.of(call.services).leave(name, call.body.consumer)
+    call.services.one(Deliveries).leave(name, call.body.consumer)
     return NO_CONTENT
 
 

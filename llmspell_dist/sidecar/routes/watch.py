@@ -78,7 +78,7 @@ async def watch_scope(call: Call) -> Reply | None:
     last = call.header(b"last-event-id")
     operation = query.operation if last in {None, query.since} else None
     since = parse_place(last or query.since, scope, operation)
-    with Streams.of(call.services).place(call) as place:
+    with call.services.one(Streams).place(call) as place:
         watch = call.spell.state.watch(
             scope, prefix=query.prefix, since=since, on_trimmed=query.on_trimmed
         )

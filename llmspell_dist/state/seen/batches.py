@@ -5,7 +5,7 @@ One refusal refuses the whole batch. What the hooks left of it goes as one commi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -31,7 +31,13 @@ if TYPE_CHECKING:
     from llmspell_dist.state.transactions import _Pending, _Place
     from llmspell_dist.state.writes import Writes
 
-__all__ = ["SeenTransactionSteps", "item_calls", "seen_delete_many", "seen_set_many"]
+__all__ = [
+    "SeenTransactionSteps",
+    "item_calls",
+    "seen_delete_many",
+    "seen_get_many",
+    "seen_set_many",
+]
 
 
 _SET: Final = ("value", "ttl", "state_class", "schema_version")
@@ -80,6 +86,39 @@ def item_calls(
 
 def _as_one(data: dict[str, Any]) -> Steps[Any]:
     raise AssertionError("a key of a batch is carried out with the others", data)
+
+
+def seen_get_many(
+    interceptor: Interceptor,
+    core: Core,
+    calls: list[StateCall],
+    keys: list[str],
+    read: Callable[[str, list[str]], Steps[dict[str, Any]]],
+) -> Steps[dict[str, Any]]:
+    """Return the values of those of the keys that have one, each as its hooks leave it."""
+    given: dict[str, Any] = {}
+    places: dict[str, tuple[str, str]] = {}
+    wanted: dict[str, list[str]] = {}
+    for key, call in zip(keys, calls, strict=True):
+        instead = yield from interceptor.before(call)
+        if instead is not None:
+            given[key] = instead.value
+            continue
+        scope, what = arguments_of(call.data, ("scope", "key"))
+        where = core.scope_key(scope).scope.text
+        places[key] = where, what
+        wanted.setdefault(where, []).append(what)
+    found: dict[tuple[str, str], Any] = {}
+    for where, several in wanted.items():
+        values = yield from read(where, several)
+        found.update({(where, key): value for key, value in values.items()})
+    result = {}
+    for key, call in zip(keys, calls, strict=True):
+        if key in given:
+            result[key] = given[key]
+        elif places[key] in found:
+            result[key] = yield from interceptor.behind(call, found[places[key]], None)
+    return result
 
 
 def seen_set_many(
@@ -173,28 +212,11 @@ class SeenTransactionSteps(TransactionSteps):
             return plain(scope, keys)
         self._check_open()
         scope_key = self.core.scope_key(scope)
-        return self._get_many(scope_key.scope.text, list(checked_keys(scope_key, keys)))
-
-    def _get_many(self, scope: str, keys: list[str]) -> Steps[dict[str, Any]]:
-        calls = item_calls(self.core, "get_many", False, [(scope, key, {}) for key in keys])
-        result: dict[str, Any] = {}
-        wanted: dict[str, list[str]] = {}
-        for key, call in zip(keys, calls, strict=True):
-            instead = yield from self.interceptor.before(call)
-            if instead is None:
-                where = self.core.scope_key(call.data["scope"]).scope.text
-                wanted.setdefault(where, []).append(call.data["key"])
-            else:
-                result[key] = instead.value
-        found = {}
-        for where, several in wanted.items():
-            values = yield from super().get_many(where, several)
-            found.update({(where, key): value for key, value in values.items()})
-        for key, call in zip(keys, calls, strict=True):
-            place = (self.core.scope_key(call.data["scope"]).scope.text, call.data["key"])
-            if key not in result and place in found:
-                result[key] = yield from self.interceptor.behind(call, found[place], None)
-        return {key: result[key] for key in keys if key in result}
+        wanted = list(checked_keys(scope_key, keys))
+        calls = item_calls(
+            self.core, "get_many", False, [(scope_key.scope.text, key, {}) for key in wanted]
+        )
+        return seen_get_many(self.interceptor, self.core, calls, wanted, plain)
 
     def commit(self) -> Steps[Revision | None]:
         """Carry everything out as the hooks leave it, or raise and change nothing."""

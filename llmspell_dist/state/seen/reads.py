@@ -12,7 +12,7 @@ from llmspell_dist.state.history import History
 from llmspell_dist.state.interception import arguments_of
 from llmspell_dist.state.model import ScopeStat
 from llmspell_dist.state.reads import NOT_PLAIN, Reads
-from llmspell_dist.state.seen.batches import item_calls
+from llmspell_dist.state.seen.batches import item_calls, seen_get_many
 from llmspell_dist.state.seen.seam import Seam, listing, looked_at
 from llmspell_dist.typed import from_builtin
 
@@ -101,34 +101,17 @@ class SeenReads(Reads):
         self, scope: str | Scope, keys: Iterable[str], as_type: type | None
     ) -> Steps[dict[str, Any]]:
         scope_key = self.core.scope_key(scope)
-        interceptor = self.seam.interceptor
         wanted = list(checked_keys(scope_key, keys))
         calls = item_calls(
             self.core, "get_many", False, [(scope_key.scope.text, key, {}) for key in wanted]
         )
-        given: dict[str, Any] = {}
-        groups: dict[str, list[str]] = {}
-        for key, call in zip(wanted, calls, strict=True):
+        for call in calls:
             call.cacheable, call.as_type = True, as_type
-            instead = yield from interceptor.before(call)
-            if instead is not None:
-                given[key] = instead.value
-            else:
-                where, what = arguments_of(call.data, ("scope", "key"))
-                groups.setdefault(self.core.scope_key(where).scope.text, []).append(what)
-        found: dict[tuple[str, str], Any] = {}
-        for where, several in groups.items():
-            values = yield from self.plain_reads.get_many(where, several, as_type)
-            found.update({(where, key): value for key, value in values.items()})
-        result = {}
-        for key, call in zip(wanted, calls, strict=True):
-            if key in given:
-                result[key] = given[key]
-                continue
-            place = (self.core.scope_key(call.data["scope"]).scope.text, call.data["key"])
-            if place in found:
-                result[key] = yield from interceptor.behind(call, found[place], None)
-        return result
+
+        def read(where: str, several: list[str]) -> Steps[dict[str, Any]]:
+            return self.plain_reads.get_many(where, several, as_type)
+
+        return seen_get_many(self.seam.interceptor, self.core, calls, wanted, read)
 
     def get_all(self, scope: str | Scope) -> Steps[dict[str, Any]]:
         """Everything in a scope."""
@@ -187,7 +170,7 @@ class SeenHistory(History):
         if instead is not None:
             return instead.value  # type: ignore[no-any-return]
         changes = yield from call.carry_out(call.data)
-        where, key = call.data["scope"], call.data["key"]
+        where, key = arguments_of(call.data, ("scope", "key"))
         items = item_calls(self.core, "history", False, [(where, key, {}) for _ in changes])
         result = []
         for one, change in zip(items, changes, strict=True):

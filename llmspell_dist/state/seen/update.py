@@ -57,7 +57,8 @@ class _SeenFind(Reads):
         return (yield from call.carry_out(call.data))  # type: ignore[no-any-return]
 
     def _carry_out(self, data: dict[str, Any]) -> Steps[Found | None]:
-        self.place = (self.core.scope_key(data["scope"]).scope.text, data["key"])
+        scope, key = arguments_of(data, ("scope", "key"))
+        self.place = (self.core.scope_key(scope).scope.text, key)
         return super().find(*self.place)
 
 
