@@ -19,13 +19,13 @@ for i = 1, #names, 2 do
   local name = names[i]
   local queue = prefix .. 'evq:' .. name
   local pending = redis.pcall('XPENDING', queue, 'q')
-  local held, consumers = 0, 0
+  local held, holding = 0, 0
   if type(pending) == 'table' and not pending.err and pending[1] > 0 then
-    held, consumers = pending[1], #pending[4]
+    held, holding = pending[1], #pending[4]
   end
   local dropped = call('HMGET', counters, name .. ':oldest', name .. ':newest')
   local told = {
-    name, names[i + 1], call('XLEN', queue), held, consumers, call('XLEN', prefix .. 'evdead:' .. name),
+    name, names[i + 1], call('XLEN', queue), held, holding, call('XLEN', prefix .. 'evdead:' .. name),
     (tonumber(dropped[1]) or 0) + (tonumber(dropped[2]) or 0),
   }
   for j = 1, #told do

@@ -13,8 +13,8 @@ from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
 
 from llmspell_dist.closing import Closing
-from llmspell_dist.errors import InvalidArgumentError
 from llmspell_dist.events.batches import in_parts
+from llmspell_dist.events.consuming import check_handler
 from llmspell_dist.events.durable import DurableSubscription as AsyncDurable
 from llmspell_dist.events.emitting import EventObserver
 from llmspell_dist.events.live import DEFAULT_BUFFER, LiveStats, Pressure
@@ -278,18 +278,18 @@ class Events:
         max_deliveries: int = 5,
         claim_idle: float = 30.0,
         retry_delay: float = 0.5,
+        max_unacked: int | None = None,
         stop: threading.Event | None = None,
     ) -> None:
         """Have every event of a durable subscription handled, until `stop` is set.
 
         The handler runs in this thread, with `concurrency` over 1 in so many others; a coroutine
         function runs in the background's event loop. When it returns, the event is acknowledged;
-        when it raises, it is delivered again.
+        when it raises, it is delivered again. `max_unacked` is 1,000; where handlers take long,
+        `concurrency` leaves other consumers what this one cannot begin yet. The other arguments
+        are those of `subscribe`.
         """
-        if not callable(handler):
-            raise InvalidArgumentError("handler", handler, "must be callable")
-        if type(concurrency) is not int or not 1 <= concurrency <= 1000:
-            raise InvalidArgumentError("concurrency", concurrency, "must be an int from 1 to 1,000")
+        check_handler(handler, concurrency, most=1000)
         subscription = self.subscribe(
             pattern,
             durable=check_name(name),
@@ -299,6 +299,7 @@ class Events:
             max_deliveries=max_deliveries,
             claim_idle=claim_idle,
             retry_delay=retry_delay,
+            max_unacked=1000 if max_unacked is None else max_unacked,
         )
         ended = threading.Event()
 

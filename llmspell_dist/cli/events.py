@@ -25,10 +25,13 @@ __all__ = [
 
 EVENT_COLUMNS: Final = ("TIME", "TYPE", "SOURCE", "CORRELATION", "ID", "DATA")
 QUEUE_COLUMNS: Final = (
-    *("NAME", "PATTERN", "LAG", "PENDING", "CONSUMERS", "DEAD", "DROPPED"),
+    *("NAME", "PATTERN", "LAG", "PENDING", "HOLDING", "DEAD", "DROPPED"),
     *("CAPACITY", "OVERFLOW"),
 )
-LETTER_COLUMNS: Final = ("ID", "BURIED", "REASON", "DELIVERIES", "CONSUMER", "ERROR", "EVENT")
+LETTER_COLUMNS: Final = (
+    *("ID", "BURIED", "REASON", "DELIVERIES", "CONSUMER", "ERROR"),
+    *("EVENT ID", "EVENT"),
+)
 _BYTES_SHOWN: Final = 32
 
 
@@ -72,7 +75,7 @@ def queue_document(queue: SubscriptionInfo) -> dict[str, Any]:
         "pattern": queue.pattern,
         "lag": queue.lag,
         "pending": queue.pending,
-        "consumers": queue.consumers,
+        "holding": queue.holding,
         "dead": queue.dead,
         "dropped": queue.dropped,
         "capacity": queue.capacity,
@@ -116,5 +119,6 @@ def letter_row(letter: DeadLetter, output: Output) -> tuple[str, ...]:
         str(letter.deliveries),
         letter.consumer or "-",
         shorten_cell(letter.error or "-", output),
+        "-" if event is None else event.id,
         shown,
     )

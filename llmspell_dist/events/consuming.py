@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any
 
+from llmspell_dist.callables import check_takes_one
 from llmspell_dist.errors import InvalidArgumentError
 from llmspell_dist.events.model import Event
 from llmspell_dist.events.tracing import processing
@@ -23,12 +24,13 @@ Handler = Callable[[Event], Awaitable[Any] | Any]
 Failed = Callable[[str, Event, Exception], Awaitable[None]]
 
 
-def check_handler(handler: object, concurrency: object) -> None:
+def check_handler(handler: object, concurrency: object, *, most: int = 10_000) -> None:
     """Refuse what cannot handle events."""
     if not callable(handler):
         raise InvalidArgumentError("handler", handler, "must be callable")
-    if type(concurrency) is not int or not 1 <= concurrency <= 10_000:
-        raise InvalidArgumentError("concurrency", concurrency, "must be an int from 1 to 10,000")
+    check_takes_one("handler", handler, handler, "the event")
+    if type(concurrency) is not int or not 1 <= concurrency <= most:
+        raise InvalidArgumentError("concurrency", concurrency, f"must be an int from 1 to {most:,}")
 
 
 async def handle_all(

@@ -116,7 +116,7 @@ class DurableSubscription(Consumer[Held]):
             logger.debug("%r: %d events are unacknowledged", self, len(self._out))
             return None
         held = self._buffer.popleft()
-        self._feed.taken()
+        self._feed.eased()
         return held
 
     async def _counted(self, held: Held) -> bool:
@@ -133,7 +133,9 @@ class DurableSubscription(Consumer[Held]):
             given = counted and self._end is None
             if not given:
                 self._out.pop(id(held.event), None)
-                if not lost:
+                if lost:
+                    self._feed.eased()
+                else:
                     self._buffer.appendleft(held)
                 self._wake()
         return given
@@ -155,6 +157,7 @@ class DurableSubscription(Consumer[Held]):
         held = self._out.pop(id(event), None) or self._held(event)
         self._stats.acknowledged += 1
         self._settler.done(held)
+        self._feed.eased()
         if self._waiters:
             self._wake()
 
@@ -174,12 +177,13 @@ class DurableSubscription(Consumer[Held]):
         terms = self.terms
         if held.deliveries >= terms.max_deliveries:
             shown = type(error).__name__ if isinstance(error, BaseException) else ""
-            burial = Burial("failed", held.deliveries, said_of(error), shown)
+            burial = Burial("failed", held.deliveries, said_of(error), shown, held.event.id)
             await self._settler.bury(held.entry, burial)
         else:
             if delay is None:
                 delay = terms.pause_s(held.deliveries)
             self._settler.later(held, delay)
+        self._feed.eased()
         self._wake()
 
     async def flush(self) -> None:

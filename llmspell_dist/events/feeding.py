@@ -47,6 +47,7 @@ class Feed:
         settler: Settler,
         came: Callable[[int], None],
         ended: Callable[[BaseException | None], None],
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self._steps = steps
         self._execute = execute
@@ -57,6 +58,7 @@ class Feed:
         self._settler = settler
         self._came = came
         self._ended = ended
+        self._sleep = sleep
         self.buffer: deque[Held] = deque()
         """Fetched and not handed out yet."""
         self.out: dict[int, Held] = {}
@@ -72,8 +74,8 @@ class Feed:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._name!r} consumer={self._consumer.decode()!r}>"
 
-    def taken(self) -> None:
-        """Fetch more, if the buffer has room: an event was taken out of it."""
+    def eased(self) -> None:
+        """Fetch more, if there is room: an event was taken out of the buffer, or settled."""
         if len(self.buffer) < FETCH // 2:
             self._room.set()
 
@@ -82,6 +84,14 @@ class Feed:
         if message == b"c":
             self.claim_now = True
         self._rung.set()
+
+    def _room_for(self) -> int:
+        """Return how many more events this consumer may hold; what comes again it holds too."""
+        waiting = len(self.buffer)
+        if waiting >= FETCH:
+            return 0
+        held = waiting + len(self.out) + len(self._settler.delayed)
+        return min(FETCH, self._terms.max_unacked - held)
 
     def mine(self) -> dict[bytes, Held]:
         """Return all that this consumer holds, by its ids in the queue."""
@@ -118,17 +128,19 @@ class Feed:
     async def _filled(self) -> bool:
         """Wait for room and fetch once; return whether there may be more."""
         self._room.clear()
-        if len(self.buffer) >= FETCH:
+        while self._room_for() <= 0:
             await self._room.wait()
+            self._room.clear()
         await self._settler.few_burials()
         self._rung.clear()
         name, own = self._name, self.resuming
         if self.claim_now and not own:
             self.claim_now = False
             await self.claim(int(self._terms.claim_idle * 1000))
-        call = self._steps.fetch_call(
-            name, self._consumer, self._after, FETCH, FETCH_BYTES, own=own
-        )
+        most = self._room_for()
+        if most <= 0:
+            return True  # others had left so much lying
+        call = self._steps.fetch_call(name, self._consumer, self._after, most, FETCH_BYTES, own=own)
         reply = self._steps.existing(name, await self._execute(call))
         moved: bool = reply[0] != self._after
         self._after = reply[0]
@@ -152,14 +164,15 @@ class Feed:
         """
         taken = []
         for entry, deliveries, envelope in entries:
-            if again and deliveries >= max(2, self._terms.max_deliveries):
-                said = "its consumers died, or did not settle it"
-                self._settler.bury_later(entry, Burial("failed", deliveries, said, said))
-                continue
             try:
                 event = self._steps.read_event(envelope)
             except UnreadableEventError as error:
                 burial = Burial("unreadable", deliveries, str(error))
+                self._settler.bury_later(entry, burial)
+                continue
+            if again and deliveries >= max(2, self._terms.max_deliveries):
+                said = "its consumers died, or did not settle it"
+                burial = Burial("failed", deliveries, said, said, event.id)
                 self._settler.bury_later(entry, burial)
                 continue
             # What came again is counted when it is handed out, so that an event that kills its
@@ -173,8 +186,9 @@ class Feed:
     async def claim(self, idle_ms: int) -> None:
         """Take over what was left lying."""
         more = True
-        while more and len(self.buffer) < FETCH:
-            call = self._steps.claim_call(self._name, self._consumer, idle_ms, MOST_CLAIMED)
+        while more and (room := self._room_for()) > 0:
+            most = min(room, MOST_CLAIMED)
+            call = self._steps.claim_call(self._name, self._consumer, idle_ms, most)
             reply = self._steps.existing(self._name, await self._execute(call))
             more = bool(reply[0])
             entries = zip(reply[1::3], map(int, reply[2::3]), reply[3::3], strict=True)
@@ -187,17 +201,14 @@ class Feed:
     # --- kept
 
     async def tend(self) -> None:
-        """Keep what is held, and look for what others left lying."""
+        """Keep what is held, and look for what others left lying, three times in `claim_idle`."""
         pause_s = self._terms.claim_idle / 3
-        turn = 0
         while True:
-            await asyncio.sleep(pause_s)
-            turn += 1
+            await self._sleep(pause_s)
             try:
                 await self.renew()
-                if turn % 2:
-                    self.claim_now = True
-                    self._rung.set()
+                self.claim_now = True
+                self._rung.set()
             except ClosedError:
                 return
             except Exception as error:  # noqa: BLE001 - what is no longer kept would go to others
@@ -220,7 +231,7 @@ class Feed:
                 ):  # another has it, so this one need not begin
                     self.buffer.remove(held)
                     self._stats.taken_over += 1
-        self.taken()
+        self.eased()
 
     async def release(self) -> None:
         """Give back what was not settled; what was never handed out does not count as delivered."""

@@ -37,8 +37,11 @@ class SubscriptionInfo:
     """Events that nobody acknowledged yet."""
     pending: int
     """Those of them that a consumer holds."""
-    consumers: int
-    """Those that hold events now; one that waits for the next event is not among them."""
+    holding: int
+    """How many consumers hold those: also one that died, until others take over what it held.
+
+    One that waits for the next event is not among them; those that go through sidecars are one.
+    """
     dead: int
     """Dead letters."""
     dropped: int
@@ -149,7 +152,7 @@ def _subscriptions(steps: EventSteps) -> Steps[list[SubscriptionInfo]]:
     while True:
         reply = yield steps.queues_call(cursor, _PAGE)
         cursor, told = reply[0], iter(reply[1:])
-        for encoded, definition, lag, pending, consumers, dead, dropped in zip(
+        for encoded, definition, lag, pending, holding, dead, dropped in zip(
             *[told] * 7, strict=True
         ):
             pattern, capacity, overflow = read_definition(definition)
@@ -160,7 +163,7 @@ def _subscriptions(steps: EventSteps) -> Steps[list[SubscriptionInfo]]:
                 overflow=overflow,
                 lag=lag,
                 pending=pending,
-                consumers=consumers,
+                holding=holding,
                 dead=dead,
                 dropped=dropped,
             )

@@ -234,7 +234,8 @@ class Events(EventLooks):
         those of the queue, and change it if given. `consumer`: a name that survives restarts, so
         that what it had not acknowledged comes first; by default one of its own.
         `max_deliveries`, `claim_idle` (seconds after which others take over what a dead consumer
-        held), `retry_delay` (doubled with each failure) and `max_unacked` are this consumer's.
+        held), `retry_delay` (doubled with each failure) and `max_unacked` (so many events it holds
+        at most, fetched or handed out; others of the name get the rest) are this consumer's.
 
         Raises `SubscriptionExistsError`, when it begins, if the queue has another pattern.
         """
@@ -309,6 +310,7 @@ class Events(EventLooks):
         max_deliveries: int = 5,
         claim_idle: float = 30.0,
         retry_delay: float = 0.5,
+        max_unacked: int | None = None,
         stop: asyncio.Event | None = None,
     ) -> None:
         """Have every event of a durable subscription handled, until cancelled or `stop` is set.
@@ -316,8 +318,9 @@ class Events(EventLooks):
         When `handler(event)` returns, the event is acknowledged; when it raises, it is delivered
         again later, and after `max_deliveries` failures goes to the dead letters. `concurrency`
         handlers run at a time, and with more than one the order is not kept. A handler that runs
-        when this ends is finished first, unless it is cancelled. The other arguments are those of
-        `subscribe`.
+        when this ends is finished first, unless it is cancelled. `max_unacked` is 1,000, or
+        `concurrency` if that is more; where handlers take long, `concurrency` leaves other
+        consumers what this one cannot begin yet. The other arguments are those of `subscribe`.
         """
         check_handler(handler, concurrency)
         subscription = self.subscribe(
@@ -329,7 +332,7 @@ class Events(EventLooks):
             max_deliveries=max_deliveries,
             claim_idle=claim_idle,
             retry_delay=retry_delay,
-            max_unacked=max(1000, concurrency),
+            max_unacked=max(1000, concurrency) if max_unacked is None else max_unacked,
         )
         async with subscription:
             await handle_all(

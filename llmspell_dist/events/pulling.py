@@ -145,7 +145,7 @@ class Puller:
             if waiting.over:
                 break
             try:
-                async with asyncio.timeout(min(left, _LOOK_AFTER_S, terms.claim_idle)):
+                async with asyncio.timeout(min(left, _LOOK_AFTER_S, terms.claim_idle / 3)):
                     await waiting.rung.wait()
             except TimeoutError:
                 pass

@@ -54,6 +54,8 @@ class Burial(NamedTuple):
     """What the dead letter says."""
     shown: str = ""
     """What the log says: the type of a handler's error, whose message may have data in it."""
+    event_id: str = ""
+    """Empty of bytes that are no event."""
 
 
 class Settler:
@@ -169,7 +171,7 @@ class Settler:
             self._burying = None
 
     async def _bury(self, entry: bytes, burial: Burial) -> None:
-        why, deliveries, said, shown = burial
+        why, deliveries, said, shown, event_id = burial
         call = self._steps.bury_call(
             self._name, self._consumer, entry, why=why, deliveries=deliveries, error=said
         )
@@ -179,7 +181,7 @@ class Settler:
         self._stats.dead += 1
         logger.warning(
             "event %s of %r went to the dead letters after %d deliveries: %s",
-            entry.decode(),
+            event_id or entry.decode(),
             self._name,
             deliveries,
             shown or why,

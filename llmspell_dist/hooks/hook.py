@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from inspect import iscoroutinefunction, signature
+from inspect import iscoroutinefunction
 from math import isfinite
 from typing import Any, Final, Protocol, runtime_checkable
 
+from llmspell_dist.callables import check_takes_one
 from llmspell_dist.errors import InvalidArgumentError
 from llmspell_dist.hooks.breaker import SLOW_S, BreakerConfig, BreakerState, CircuitBreaker
 from llmspell_dist.hooks.context import HookContext
@@ -217,26 +218,14 @@ def _callable_of(hook: Any) -> tuple[Callable[[HookContext], Any], Callable[...,
         raise InvalidArgumentError("hook", hook, "must be an object of the class, not the class")
     execute = getattr(hook, "execute", None)
     if callable(execute):
-        _check_takes_context(hook, execute)
+        check_takes_one("hook", hook, execute, "the context")
         should = getattr(hook, "should_execute", None)
         return execute, should if callable(should) else None
     if callable(hook):
-        _check_takes_context(hook, hook)
+        check_takes_one("hook", hook, hook, "the context")
         return hook, None
     rule = "must be a function of the context, or an object with execute(ctx)"
     raise InvalidArgumentError("hook", hook, rule)
-
-
-def _check_takes_context(hook: Any, call: Callable[..., Any]) -> None:
-    try:
-        takes = signature(call)
-    except (TypeError, ValueError):
-        return  # a builtin may have none
-    try:
-        takes.bind(None)
-    except TypeError as error:
-        rule = f"must take one argument, the context: {error}"
-        raise InvalidArgumentError("hook", hook, rule) from None
 
 
 def _name_of(hook: Any) -> str:

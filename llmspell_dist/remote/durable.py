@@ -175,7 +175,8 @@ class RemoteDurableSubscription(Consumer[_Held]):
         """Keep some events ready."""
         backoff = Backoff(first_s=0.05, max_s=2.0)
         while not self._closing:
-            room = _AT_ONCE - len(self._buffer)
+            waiting = len(self._buffer)
+            room = min(_AT_ONCE, self.terms.max_unacked - len(self._out)) - waiting
             if room <= 0:
                 self._room.clear()
                 await self._room.wait()

@@ -150,6 +150,33 @@ def test_handlers_run_in_threads(
     assert event_store.queue("q") == 0
 
 
+def test_a_busy_handler_leaves_the_others_what_it_cannot_begin(client: blocking.Spell) -> None:
+    """With `max_unacked`, however long it takes."""
+    with client.events.subscribe(durable="q"):
+        pass
+    client.events.publish_many([Event("a", number) for number in range(20)])
+    stop, begun, done = threading.Event(), threading.Event(), threading.Event()
+
+    def slow(event: Event) -> None:
+        begun.set()
+        assert done.wait(WITHIN_S)
+
+    with ThreadPoolExecutor(1) as pool:
+        one = pool.submit(client.events.consume, "q", "*", slow, max_unacked=1, stop=stop)
+        try:
+            assert begun.wait(WITHIN_S)
+            with client.events.subscribe(durable="q") as other:
+                for number in range(1, 20):
+                    event = other.next(timeout=WITHIN_S)
+                    assert event is not None
+                    assert event.data == number
+                    other.ack(event)
+        finally:
+            stop.set()
+            done.set()
+        one.result()
+
+
 def test_many_threads_share_one_client(client: blocking.Spell) -> None:
     """Nothing is lost or mixed."""
     with client.events.subscribe("*", buffer=5000) as live:
@@ -176,6 +203,8 @@ def test_errors_are_raised_in_the_callers_thread(client: blocking.Spell) -> None
         client.events.consume("q", "*", print, concurrency=0)
     with pytest.raises(InvalidArgumentError, match="handler"):
         client.events.consume("q", "*", None)  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgumentError, match="handler must take one argument, the event"):
+        client.events.consume("q", "*", lambda: None)  # type: ignore[arg-type,misc]
     client.events.limit_rate(RateLimit(0.001, 1, overflow="reject"))
     client.events.publish("a")
     with pytest.raises(RateLimitedError):

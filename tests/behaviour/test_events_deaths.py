@@ -34,6 +34,28 @@ async def dies(spell: Spell, consumer: Any) -> None:
     spell.events._bells.consumers.discard(consumer)
 
 
+class Ticking:
+    """Time that goes on when the test says so, for who sleeps by it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._due: asyncio.Future[None] | None = None
+        self._until = 0.0
+
+    async def sleep(self, seconds: float) -> None:
+        self._until = self.now + seconds
+        self._due = asyncio.get_running_loop().create_future()
+        await self._due
+
+    async def tick(self) -> None:
+        """Let the sleeper sleep its time out, and do what it does until it sleeps again."""
+        await until(lambda: self._due is not None)
+        assert self._due is not None
+        due, self._due, self.now = self._due, None, self._until
+        due.set_result(None)
+        await until(lambda: self._due is not None)
+
+
 @pytest.mark.parametrize("consumer", [None, "me"])
 async def test_a_deadly_event_takes_no_other_with_it(
     spell: Spell, event_store: EventStore, consumer: str | None
@@ -170,3 +192,32 @@ async def test_a_wait_that_is_cancelled_loses_no_event_that_comes_again(spell: S
         await asyncio.gather(waiting, return_exceptions=True)
         assert (other.stats().waiting, other.stats().unacknowledged) == (3, 0)
         assert await data_of(other, 3) == [0, 1, 2]
+
+
+async def test_a_dead_consumers_events_are_taken_over_a_third_after_the_claim_time(
+    spell: Spell, event_store: EventStore, raw: Raw
+) -> None:
+    """At the latest: whenever it died, others look each third of `claim_idle`."""
+    clock = Ticking()
+    async with spell.events.subscribe(durable="q"):
+        pass
+    await numbers(spell, 1)
+    queue = event_store.space.event_queue("0", "q")
+    ((_, (_, envelope)),) = raw("XRANGE", queue, "-", "+")
+    sub = spell.events.subscribe(durable="q", claim_idle=30.0)
+    sub._feed._sleep = clock.sleep
+    async with sub:
+        await take(sub, 1)
+        await sub.flush()
+        await until(lambda: event_store.idle("q"))
+        raw("XADD", queue, "*", "b", envelope)
+        raw("XREADGROUP", "GROUP", "q", "dead", "STREAMS", queue, ">")
+        ((entry, *_),) = raw("XPENDING", queue, "q", "-", "+", 1)
+        died_at = 5.0
+        while clock.now < 30 + died_at:
+            assert (sub.stats().claimed, sub.stats().waiting) == (0, 0)
+            idle_ms = int(1000 * (clock.now + 10.0 - died_at))
+            raw("XCLAIM", queue, "q", "dead", 0, entry, "IDLE", idle_ms, "JUSTID")
+            await clock.tick()
+        await until(lambda: sub.stats().claimed == 1)
+        assert clock.now == 40.0

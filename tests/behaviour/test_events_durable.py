@@ -107,13 +107,15 @@ async def test_consumers_of_one_name_share(spell: Spell, url: str, namespace: st
     async with connect(url, namespace=namespace) as other:
         got: Counter[str] = Counter()
         seen: list[int] = []
-        stop = asyncio.Event()
+        stop, both = asyncio.Event(), asyncio.Event()
 
         def handler(who: str) -> Any:
             async def handle(event: Event) -> None:
                 got[who] += 1
                 seen.append(event.data)
-                await asyncio.sleep(0)
+                if len(got) == 2:
+                    both.set()
+                await both.wait()  # who is busy does not get everything
                 if len(seen) == 2000:
                     stop.set()
 
@@ -303,20 +305,69 @@ async def test_expired_events_are_taken_out_and_counted(
         assert (sub.stats().expired, event_store.queue("q")) == (1, 0)
 
 
-async def test_no_more_than_max_unacked_are_handed_out(spell: Spell) -> None:
-    """The next ones come when some were settled."""
+async def test_no_more_than_max_unacked_are_held(spell: Spell, event_store: EventStore) -> None:
+    """Neither handed out nor fetched; the next ones come when some were settled."""
     async with spell.events.subscribe(durable="q", max_unacked=2) as sub:
         await numbers(spell, 3)
         first, second = await take(sub, 2, ack=False)
         waiting = asyncio.create_task(anext(sub))
-        await until(lambda: sub.stats().waiting == 1)
-        assert not waiting.done()
+        async with spell.events.subscribe(durable="q") as other:
+            (third,) = await take(other, 1)
+            assert third.data == 2
+            await spell.events.publish("a", 3)
+            assert await data_of(other, 1) == [3]
+        await spell.events.publish("a", 4)
+        assert (waiting.done(), event_store.pending("q")) == (False, 2)
         await sub.ack(second)
-        assert (await soon(waiting)).data == 2
+        assert (await soon(waiting)).data == 4
         with pytest.raises(InvalidArgumentError, match="handed out"):
             await sub.ack(second)
         await sub.nack(first, delay=0)
         assert (await soon(anext(sub))).data == 0
+
+
+async def test_a_busy_handler_leaves_the_others_what_it_cannot_begin(spell: Spell) -> None:
+    """With `max_unacked`, however long it takes."""
+    await registered(spell, "q")
+    stop, begun, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    seen: list[int] = []
+
+    async def slow(event: Event) -> None:
+        begun.set()
+        await done.wait()
+
+    async def fast(event: Event) -> None:
+        seen.append(event.data)
+
+    one = spell.events.consume("q", "*", slow, max_unacked=1, stop=stop)
+    consuming = [asyncio.create_task(one)]
+    await numbers(spell, 20)
+    await soon(begun.wait())
+    other = spell.events.consume("q", "*", fast, stop=stop)
+    consuming.append(asyncio.create_task(other))
+    await until(lambda: len(seen) == 19)
+    assert sorted(seen) == list(range(1, 20))
+    done.set()
+    stop.set()
+    await soon(asyncio.gather(*consuming))
+
+
+@pytest.mark.parametrize("consumer", [None, "me"])
+async def test_a_small_max_unacked_takes_over_everything_of_the_dead(
+    spell: Spell, event_store: EventStore, raw: Raw, consumer: str | None
+) -> None:
+    """Others' events and its own from before, one by one; no event twice, none left."""
+    await registered(spell, "q")
+    await numbers(spell, 30)
+    queue = event_store.space.event_queue("0", "q")
+    for dead in ("dead", "me"):
+        raw("XREADGROUP", "GROUP", "q", dead, "COUNT", 10, "STREAMS", queue, ">")
+    async with spell.events.subscribe(
+        durable="q", consumer=consumer, claim_idle=0.05, max_unacked=1
+    ) as sub:
+        assert sorted(await data_of(sub, 30)) == list(range(30))
+        await sub.flush()
+    assert event_store.queue("q") == 0
 
 
 # --- capacity -------------------------------------------------------------------------------------
@@ -553,6 +604,21 @@ async def test_many_subscriptions_are_listed_a_page_at_a_time(
     assert asked < 10
 
 
+async def test_a_queue_tells_how_many_hold_its_events(
+    spell: Spell, event_store: EventStore, raw: Raw
+) -> None:
+    """Not who waits for the next one; a dead consumer is counted until others take over."""
+    async with spell.events.subscribe(durable="q"), spell.events.subscribe(durable="q"):
+        (info,) = await spell.events.subscriptions()
+        assert (info.pending, info.holding) == (0, 0)
+    await numbers(spell, 3)
+    queue = event_store.space.event_queue("0", "q")
+    for consumer, count in (("dead", 1), ("other", 2)):
+        raw("XREADGROUP", "GROUP", "q", consumer, "COUNT", count, "STREAMS", queue, ">")
+    (info,) = await spell.events.subscriptions()
+    assert (info.pending, info.holding) == (3, 2)
+
+
 async def test_names_are_encoded(spell: Spell, event_store: EventStore) -> None:
     """Any text is one, and no two meet."""
     names = ["a b", "a%20b", "ä:{x}*", "*"]
@@ -596,6 +662,21 @@ async def test_a_publish_that_is_sent_twice_is_stored_once(
     with pytest.raises(Exception, match="no longer knows"):
         steps.read_published(await execute(call))
     assert event_store.queue("q") == 258
+
+
+async def test_a_handler_that_cannot_take_an_event_is_refused(spell: Spell) -> None:
+    """At once, as hooks are, and not by each event's way to the dead letters."""
+
+    async def takes_none() -> None: ...
+
+    class Wanting:
+        def handle(self, event: Event, why: str) -> None: ...
+
+    for handler in (takes_none, lambda: None, lambda *, event: event, Wanting().handle):
+        with pytest.raises(InvalidArgumentError, match="handler must take one argument") as caught:
+            await spell.events.consume("q", "*", handler)  # type: ignore[arg-type]
+        assert caught.value.argument == "handler"
+    assert await spell.events.subscriptions() == []
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 from fix_events import EventStore, Refusing, data_of, everything_of, soon, take
-from fix_state import until
+from fix_state import Raw, until
 
 from llmspell_dist.client import Spell
 from llmspell_dist.errors import StoreProtocolError
@@ -114,3 +114,22 @@ async def test_the_message_of_a_handlers_error_is_in_no_log(
     assert letter.error == f"ValueError: {SECRET}"
     assert SECRET not in caplog.text
     assert "ValueError" in caplog.text
+
+
+async def test_the_log_names_the_event_that_went_to_the_dead_letters(
+    spell: Spell, event_store: EventStore, raw: Raw, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By the id that its publisher knows: where a handler failed, and where processes died."""
+    async with spell.events.subscribe(durable="q"):
+        pass
+    deadly = await spell.events.publish("a")
+    queue = event_store.space.event_queue("0", "q")
+    ((_, ((entry, _),)),) = raw("XREADGROUP", "GROUP", "q", "x", "STREAMS", queue, ">")
+    raw("XCLAIM", queue, "q", "x", 0, entry, "IDLE", 60_000, "RETRYCOUNT", 3, "JUSTID")
+    failed = await spell.events.publish("a")
+    async with spell.events.subscribe(durable="q", max_deliveries=1) as sub:
+        (event,) = await take(sub, 1, ack=False)
+        await sub.nack(event, ValueError())
+        await until(lambda: caplog.text.count("went to the dead letters") == 2)
+    for one in (deadly, failed):
+        assert f"event {one.id} of 'q' went to the dead letters" in caplog.text

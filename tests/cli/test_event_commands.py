@@ -224,10 +224,8 @@ async def test_queues_have_what_waits_what_died_and_what_was_dropped(
         ["q", "*", "4", "4", "1", "1", "0", "1000000", "block"],
     ]
     assert document["namespace"] == spell.namespace
-    assert [(one["name"], one["lag"], one["dead"]) for one in document["queues"]] == [
-        ("full", 2, 0),
-        ("q", 4, 1),
-    ]
+    told = [(one["name"], one["lag"], one["holding"], one["dead"]) for one in document["queues"]]
+    assert told == [("full", 2, 0, 0), ("q", 4, 1, 1)]
 
 
 # --- dead letters ---------------------------------------------------------------------------------
@@ -245,10 +243,12 @@ async def test_dead_shows_why_and_the_bytes_of_what_is_no_event(
     failed, poisoned = _cells(done.out)
     assert (done.code, done.err) == (0, "")
     assert failed[2:4] == ["failed", "1"]
-    assert failed[5:] == ["ValueError: a\\tbad one", 'a.b {"n": 1}']
+    (letter, _) = await spell.events.dead_letters("q")
+    assert letter.event is not None
+    assert failed[5:] == ["ValueError: a\\tbad one", letter.event.id, 'a.b {"n": 1}']
     assert poisoned[2] == "unreadable"
     assert "format 127" in poisoned[5]
-    assert poisoned[6] == f"61 bytes: {BROKEN[:32].hex()}…"
+    assert poisoned[6:] == ["-", f"61 bytes: {BROKEN[:32].hex()}…"]
     said = json.loads((await ask("--json", "events", "dead", "q")).out)
     one, two = said["letters"]
     assert (one["event"]["data"], one["bytes"]) == ({"n": 1}, None)

@@ -115,7 +115,7 @@ class SubscriptionDocument(Struct, frozen=True):
     overflow: str
     lag: int
     pending: int
-    consumers: int
+    holding: int
     dead: int
     dropped: int
 
@@ -129,7 +129,7 @@ def subscription_document(one: SubscriptionInfo) -> SubscriptionDocument:
         overflow=one.overflow,
         lag=one.lag,
         pending=one.pending,
-        consumers=one.consumers,
+        holding=one.holding,
         dead=one.dead,
         dropped=one.dropped,
     )
