@@ -16,6 +16,7 @@ __all__ = [
     "Backups",
     "Bind",
     "Drain",
+    "Fleet",
     "Health",
     "KeepLeases",
     "LimitValues",
@@ -135,6 +136,14 @@ Archive = Annotated[
         "--archive",
         envvar=f"{_PREFIX}ARCHIVE",
         help="Ship the change log to the archive beside the backups.",
+    ),
+]
+Fleet = Annotated[
+    bool,
+    typer.Option(
+        "--fleet",
+        envvar=f"{_PREFIX}FLEET",
+        help="Take part in the fleet's hooks: its guards are asked about what is written here.",
     ),
 ]
 WebhookHosts = Annotated[

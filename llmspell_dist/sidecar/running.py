@@ -55,7 +55,10 @@ async def run(
     if settings.bind is not None:
         access.check_bind(settings.bind.host)
     raise_file_limit()
-    async with probing(settings) as probes, _connected(url, options, stop, probes) as spell:
+    async with (
+        probing(settings) as probes,
+        _connected(url, options, stop, probes, fleet=settings.fleet) as spell,
+    ):
         if spell is None:
             return
         services = make_services(spell, access, settings, telemetry)
@@ -75,13 +78,16 @@ async def run(
 
 @asynccontextmanager
 async def _connected(
-    url: str | None, options: Options, stop: asyncio.Event, probes: Probes
+    url: str | None, options: Options, stop: asyncio.Event, probes: Probes, *, fleet: bool
 ) -> AsyncIterator[Spell | None]:
-    """Open the client, as often as it takes; None if told to stop before."""
+    """Open the client, as often as it takes; None if told to stop before.
+
+    Nothing is served before it has joined the fleet, if it is to: no write gets past a guard.
+    """
     backoff = Backoff(first_s=0.1, max_s=2.0)
     while not stop.is_set():
         try:
-            spell = await connect(url, options=options)
+            spell = await _opened(url, options, fleet=fleet)
         except StoreUnavailableError as error:
             if not error.retryable:
                 raise
@@ -94,6 +100,17 @@ async def _connected(
             yield spell
         return
     yield None
+
+
+async def _opened(url: str | None, options: Options, *, fleet: bool) -> Spell:
+    spell = await connect(url, options=options)
+    try:
+        if fleet:
+            await spell.hooks.fleet.join()
+    except BaseException:
+        await spell.close()
+        raise
+    return spell
 
 
 @asynccontextmanager

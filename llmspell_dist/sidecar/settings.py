@@ -73,6 +73,8 @@ class SidecarSettings:
     """How long a stop waits for what was accepted."""
     keep_leases: bool = False
     """Whether leases that clients hold through it outlive its stop."""
+    fleet: bool = False
+    """Whether it takes part in the hooks of the fleet: guards elsewhere are asked, too."""
     webhook_hosts: tuple[str, ...] = ()
     """Hosts that webhooks may be sent to without TLS, beside this machine."""
     backups: str | None = field(default=None, repr=False)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from fix_sidecar import Sidecar
+from fix_sidecar_process import StartProcess
 
-from llmspell_dist.hooks import HookContext
+from llmspell_dist import connect
+from llmspell_dist.hooks import Cancel, HookContext
 
 KEY = "/v1/state/agent:alice/note"
 
@@ -66,3 +70,27 @@ async def test_a_time_without_a_zone_is_refused(sidecar: Sidecar) -> None:
     """By the parameter's name."""
     answer = await sidecar.ask("GET", "/v1/hooks/history", since="2026-01-01T00:00:00")
     assert (answer.status_code, answer.json()["facts"]["argument"]) == (400, "since")
+
+
+@pytest.mark.needs("process")
+@pytest.mark.one_server
+async def test_a_sidecar_of_the_fleet_asks_its_guards_from_the_first_request_on(
+    sidecar_process: StartProcess, url: str, namespace: str
+) -> None:
+    """One that takes no part asks nobody."""
+
+    def no_prices(ctx: HookContext) -> Cancel | None:
+        return Cancel("prices are fixed") if ctx.data.get("key") == "price" else None
+
+    how: dict[str, Any] = {"run": "every", "await_remote": True, "continue_on_failure": False}
+    async with connect(url, namespace=namespace) as guard:
+        await guard.hooks.fleet.add("BeforeStateWrite", no_prices, **how)
+        asking = await sidecar_process(url, "--fleet")
+        async with asking.http() as http:
+            refused = await http.put("/v1/state/tool:shop/price", json=1)
+            assert (refused.status_code, refused.json()["code"]) == (422, "OPERATION_CANCELLED")
+            assert (await http.put("/v1/state/tool:shop/stock", json=1)).status_code == 200
+            assert (await http.get("/v1/hooks")).json()["joined"] is True
+        passing = await sidecar_process(url)
+        async with passing.http() as http:
+            assert (await http.put("/v1/state/tool:shop/price", json=1)).status_code == 200
