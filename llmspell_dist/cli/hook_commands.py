@@ -152,9 +152,16 @@ def loaded(function: str) -> Callable[..., Any]:
         sys.path.insert(0, here)
     try:
         found: Any = importlib.import_module(module)
+    except ImportError as error:
+        raise wrong("--hook", f"cannot be imported ({error})") from None
+    except Exception as error:  # noqa: BLE001 - whatever a module of the user raises
+        said = f"{type(error).__name__}: {error}"
+        rule = "what a program does when it is run belongs under if __name__ == '__main__'"
+        raise wrong("--hook", f"cannot be imported ({said}); {rule}") from None
+    try:
         for part in name.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
+    except AttributeError as error:
         raise wrong("--hook", f"cannot be imported ({error})") from None
     found = getattr(found, "execute", found)
     if not callable(found):

@@ -39,7 +39,7 @@ def read_query(text: bytes, shape: type | None) -> Any:
         many = lists.get(name)
         if many is None:
             rule = f"is no parameter here; there are {', '.join(lists) or 'none'}"
-            raise InvalidArgumentError(f"query parameter {name[:60]}", None, rule)
+            raise InvalidArgumentError(f"query parameter {name[:60]}", value, rule)
         if "\0" in value:
             raise InvalidArgumentError(name, value, "must not hold a NUL")
         if many:

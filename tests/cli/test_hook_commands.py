@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import textwrap
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -110,6 +111,17 @@ def test_replay_says_what_the_code_of_now_does_otherwise(
     assert other.code == 1
     assert said["first_difference"] == "result.data.value: <list of 2> became 1"
     assert said["mode"] == "simulate"
+
+
+def test_a_module_that_runs_a_program_when_it_is_imported_is_the_users_mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told what went wrong and where that belongs; it is no bug of the command line."""
+    (tmp_path / "runs_at_once.py").write_text("raise RuntimeError('no event loop here')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [str(tmp_path), *sys.path])
+    with pytest.raises(InvalidArgumentError, match=r"no event loop here.*__main__"):
+        loaded("runs_at_once:hook")
 
 
 @pytest.mark.parametrize("name", ["stamp", "no_such_module:f", "json:no_such", "json:__name__"])

@@ -62,6 +62,7 @@ async def test_a_published_event_comes_to_the_library_and_to_a_stream_alike(
     assert said.data == answer.json()
     assert (event.data, event.tags, event.priority) == (b"hi", ("a",), -3)
     assert (event.correlation_id, event.source, event.id) == ("c-1", "me", said.data["id"])
+    assert event.language == "unknown"
 
 
 async def test_many_are_published_in_their_order(sidecar: Sidecar) -> None:

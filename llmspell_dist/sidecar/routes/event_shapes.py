@@ -40,7 +40,7 @@ class EventBody(Struct, frozen=True, forbid_unknown_fields=True):
     correlation_id: str | None = None
     causation_id: str | None = None
     traceparent: str | None = None
-    language: str | None = None
+    language: str = "unknown"
     sequence: Annotated[int, Meta(ge=1)] | None = None
     schema_version: str | None = None
 
