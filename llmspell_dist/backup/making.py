@@ -103,14 +103,14 @@ class Maker:
             return None  # who may only write stores everything, as does who cannot read just now
 
     async def _parent(self, wanted: BackupType, parent: str | None) -> Manifest:
-        # Before the newest one is passed over as one whose key is missing.
-        await asyncio.to_thread(self._repository.check_plaintext)
         if parent is not None:
             chosen = await asyncio.to_thread(self._repository.manifest, parent)
             await asyncio.to_thread(self._repository.authenticate, chosen)
             return chosen
         found = await self._newest(BackupType.FULL if wanted is BackupType.DIFFERENTIAL else None)
         if found is None:
+            # Those that are encrypted were passed over where no key is given.
+            await asyncio.to_thread(self._repository.check_plaintext)
             raise BaseMissingError("", "there is none that can be read")
         return found
 
