@@ -56,8 +56,15 @@ class AsyncOpening(Generic[T]):
         return self.open().__await__()
 
     async def __aenter__(self) -> T:
-        self._opened = await self.open()
-        return self._opened
+        if hasattr(self, "_opened"):
+            raise RuntimeError(f"{self.call} is entered already: each block needs its own")
+        self._opened: T | None = None
+        try:
+            self._opened = opened = await self.open()
+        except BaseException:
+            del self._opened
+            raise
+        return opened
 
     async def __aexit__(
         self,
@@ -65,7 +72,10 @@ class AsyncOpening(Generic[T]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._opened.__aexit__(kind, error, traceback)
+        opened = self._opened
+        del self._opened
+        assert opened is not None  # noqa: S101 - entered before
+        await opened.__aexit__(kind, error, traceback)
 
     if not TYPE_CHECKING:  # type checkers say it themselves
 

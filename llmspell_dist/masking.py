@@ -16,20 +16,24 @@ __all__ = ["MASK", "mask_shapes", "mask_text", "secret_names", "shapes"]
 MASK: Final = "***"
 """Stands where a secret was."""
 
+_BEGIN: Final = "(?<![A-Za-z0-9])"
 _SHAPES: Final = (
     (
         "PRIVATE KEY",
         r"(?s:-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z))",
     ),
-    ("AKIA", r"\bAKIA[0-9A-Z]{16}\b"),
-    ("gh", r"\bgh[pousr]_[A-Za-z0-9]{36,}"),
-    ("sk-", r"\bsk-[A-Za-z0-9_-]{20,}"),
-    ("xox", r"\bxox[abprs]-[A-Za-z0-9-]{10,}"),
-    ("AIza", r"\bAIza[0-9A-Za-z_-]{35}"),
+    ("AKIA", rf"{_BEGIN}AKIA[0-9A-Z]{{16}}\b"),
+    ("ASIA", rf"{_BEGIN}ASIA[0-9A-Z]{{16}}\b"),
+    ("gh", rf"{_BEGIN}gh[pousr]_[A-Za-z0-9]{{36,}}"),
+    ("github_pat_", rf"{_BEGIN}github_pat_\w{{30,}}"),
+    ("sk-", rf"{_BEGIN}sk-(?=[A-Za-z_-]{{0,99}}[0-9])[A-Za-z0-9_-]{{20,}}"),
+    ("k_live_", rf"{_BEGIN}[sr]k_live_\w{{16,}}"),
+    ("xox", rf"{_BEGIN}xox[abprs]-[A-Za-z0-9-]{{10,}}"),
+    ("AIza", rf"{_BEGIN}AIza[0-9A-Za-z_-]{{35}}"),
     # Up to where the next one might begin: else a text full of beginnings takes quadratic time.
-    ("eyJ", r"\beyJ(?:(?!-eyJ)[\w-])+\.[\w-]+\.[\w-]*"),
+    ("eyJ", rf"{_BEGIN}eyJ(?:(?![-_]eyJ)[\w-])+\.[\w-]+\.[\w-]*"),
 )
-"""Private keys, cloud, forge, model and chat tokens, JWTs; before each what every such text has."""
+"""Private keys, cloud, forge, model, pay and chat tokens, JWTs; before each what every one has."""
 _NAMES: Final = (
     r"password|passwd|passphrase|secret|api[_-]?key|private[_-]?key"
     r"|access[_-]?token|refresh[_-]?token|auth[_-]?token"
@@ -37,8 +41,8 @@ _NAMES: Final = (
 """Names whose value is a secret whatever it looks like."""
 
 
-_BEARER: Final = ("", r"(?i:\bBearer\s+[A-Za-z0-9._~+/-]{16,}=*)")
-_PASSWORD: Final = ("://", r"(?<=://)[^\s/:@]+:[^\s/@]+(?=@)")
+_BEARER: Final = ("", r"(?i:\bBearer\s+(?=[a-z/-]{0,99}[0-9._~+=])[A-Za-z0-9._~+/-]{16,}=*)")
+_PASSWORD: Final = ("://", r"(?<=://)[^\s/:@]*:[^\s/]+(?=@)")
 """A password in a URL, with the user's name."""
 _IN_TEXTS: Final = (
     ("@", r"(?<=://)[^\s/]*(?=@)", MASK),

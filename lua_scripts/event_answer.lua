@@ -24,7 +24,10 @@ local answers = {
     dropped = dropped + redis.call('XACK', queue, 'q', id) - redis.call('XDEL', queue, id)
   end,
   renew = function(id)
-    redis.call('XCLAIM', queue, 'q', me, 0, id, 'JUSTID')
+    -- One that a full queue has dropped meanwhile: claimed, it would not be held any more.
+    if #redis.call('XRANGE', queue, id, id) > 0 then
+      redis.call('XCLAIM', queue, 'q', me, 0, id, 'JUSTID')
+    end
   end,
   release = function(id, deliveries)
     local counted = deliveries - tonumber(ARGV[5])

@@ -10,7 +10,11 @@ for i = 2, #ARGV do
   local id = ARGV[i]
   local pending = redis.pcall('XPENDING', queue, 'q', id, id, 1, me)
   if type(pending) == 'table' and not pending.err and pending[1] then
-    redis.call('XCLAIM', queue, 'q', me, 0, id, 'JUSTID')
+    -- One that a full queue has dropped meanwhile: claimed, it would not be held any more, and its acknowledgement
+    -- says that it was not lost after all.
+    if #redis.call('XRANGE', queue, id, id) > 0 then
+      redis.call('XCLAIM', queue, 'q', me, 0, id, 'JUSTID')
+    end
   else
     lost[#lost + 1] = id
   end

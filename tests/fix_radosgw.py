@@ -171,7 +171,9 @@ class Holder:
         self._run("ceph-authtool", "-C", keyring, "-n", "client.rgw.a", "--gen-key")
         rights = ("mon", "allow *", "osd", "allow *")
         self._run("ceph", "auth", "add", "client.rgw.a", *rights, "-i", keyring)
-        self._daemon("radosgw", *me, f"--rgw-frontends=beast endpoint=127.0.0.1:{self.port} tcp_nodelay=1")
+        self._daemon(
+            "radosgw", *me, f"--rgw-frontends=beast endpoint=127.0.0.1:{self.port} tcp_nodelay=1"
+        )
         self._await_port()
         user = ("user", "create", "--uid=t", "--display-name=t")
         keys = (f"--access-key={_ACCESS}", f"--secret-key={_SECRET}")

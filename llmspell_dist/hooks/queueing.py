@@ -297,7 +297,8 @@ class BlockingHookQueue(_Losses):
                 self._closed = self._given_up = True
                 worker, self._worker = self._worker, None
             busy = self._give_up()
-            self._queue.put(None)
+            if worker is not None:
+                self._queue.put(None)
         if worker is not None and not busy:
             worker.join(timeout)  # else a daemon: it ends with the hook that it is in
 

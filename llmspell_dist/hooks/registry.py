@@ -19,6 +19,8 @@ __all__ = ["Chain", "HookCounts", "Registry"]
 
 _MOST_GONE: Final = 1000
 """So many hooks that are gone are remembered by what they counted: those that went last."""
+_MOST_BACK: Final = 8
+"""So many of one name and point are known again when they come back."""
 _RETIRED: Final = 16
 """So many chains are kept that were replaced, for what is still running through them."""
 
@@ -44,10 +46,18 @@ class HookCounts(NamedTuple):
 
 
 class _Gone(NamedTuple):
-    """What hooks of one name and point counted: the last to go, which may come back, and others."""
+    """What hooks of one name and point counted that are gone."""
 
-    earlier: HookCounts
-    last: RegisteredHook | None
+    earlier: HookCounts = HookCounts()
+    hooks: tuple[RegisteredHook, ...] = ()
+    """Those that went last and may come back: what they count is not summed up yet."""
+
+    def counts(self, rings: Rings) -> HookCounts:
+        """Return what all of them counted."""
+        found = self.earlier
+        for hook in self.hooks:
+            found = found.plus(hook, rings)
+        return found
 
 
 class Chain:
@@ -241,12 +251,15 @@ class Registry:
         here = {hook for hooks in self._hooks.values() for hook in hooks}
         for hook in here - self._here:
             gone = self._gone.get((hook.name, hook.point))
-            if gone is not None and gone.last is hook:
-                self._gone[hook.name, hook.point] = _Gone(gone.earlier, None)
+            if gone is not None:
+                rest = tuple(one for one in gone.hooks if one is not hook)
+                self._gone[hook.name, hook.point] = gone._replace(hooks=rest)
         rings = self._rings()
         for hook in self._here - here:
-            gone = self._gone.pop((hook.name, hook.point), _Gone(HookCounts(), None))
-            self._gone[hook.name, hook.point] = _Gone(_sum(gone, rings), hook)
+            earlier, hooks = self._gone.pop((hook.name, hook.point), _Gone())
+            if len(hooks) == _MOST_BACK:
+                earlier, hooks = earlier.plus(hooks[0], rings), hooks[1:]
+            self._gone[hook.name, hook.point] = _Gone(earlier, (*hooks, hook))
         while len(self._gone) > _MOST_GONE:
             del self._gone[next(iter(self._gone))]
         self._here = here
@@ -301,7 +314,7 @@ class Registry:
         """Return what hooks have counted, by name and point; of those that are gone too."""
         with self._lock:
             rings = self._rings()
-            found = {place: _sum(gone, rings) for place, gone in self._gone.items()}
+            found = {place: gone.counts(rings) for place, gone in self._gone.items()}
             for hook in self.all():
                 place = hook.name, hook.point
                 found[place] = found.get(place, HookCounts()).plus(hook, rings)
@@ -319,10 +332,6 @@ class Registry:
             for place, hook in enumerate(chain.hooks):
                 rings.setdefault(hook, []).append((chain.ring, place))
         return rings
-
-
-def _sum(gone: _Gone, rings: Rings) -> HookCounts:
-    return gone.earlier if gone.last is None else gone.earlier.plus(gone.last, rings)
 
 
 def _is_point(name: object) -> bool:

@@ -446,6 +446,23 @@ async def test_what_was_dropped_and_handled_all_the_same_is_not_counted(spell: S
         assert await _dropped(spell) == 1
 
 
+@pytest.mark.library_only("those of a sidecar are renewed by it: see test_events_pulled")
+async def test_what_is_dropped_while_its_consumer_works_on_it_is_not_lost(spell: Spell) -> None:
+    """It stays that consumer's as often as it is renewed, and its acknowledgement counts."""
+    await registered(spell, "q", capacity=3, overflow="drop_oldest")
+    async with spell.events.subscribe(durable="q") as sub:
+        await numbers(spell, 3)
+        held = await take(sub, 3, ack=False)
+        await numbers(spell, 3)
+        assert await _dropped(spell) == 3
+        for _ in range(2):
+            await sub._feed.renew()
+        for event in held:
+            await sub.ack(event)
+        await sub.flush()
+        assert await _dropped(spell) == 0
+
+
 async def test_all_that_a_lower_capacity_drops_is_counted(
     spell: Spell, event_store: EventStore
 ) -> None:

@@ -131,3 +131,20 @@ async def test_what_is_given_up_while_it_is_pulled_was_nobody_elses(
     letters = await spell.events.dead_letters("q")
     assert [one.reason for one in letters] == ["unreadable", "failed"]
     assert event_store.queue("q") == 0
+
+
+async def test_what_is_dropped_while_a_puller_works_on_it_is_not_lost(
+    spell: Spell, puller: Puller
+) -> None:
+    """It stays theirs as often as it is renewed, and its acknowledgement counts."""
+    await puller.open("small", "*", capacity=2, overflow="drop_oldest")
+    for number in range(2):
+        await spell.events.publish("a", number)
+    held = [one.receipt for one in await puller.pull("small", most=2, terms=TERMS)]
+    for number in range(2):
+        await spell.events.publish("a", number)
+    for _ in range(2):
+        assert await puller.renew("small", held) == []
+    assert await puller.ack("small", held) == 2
+    (info,) = [one for one in await spell.events.subscriptions() if one.name == "small"]
+    assert info.dropped == 0

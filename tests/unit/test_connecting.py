@@ -75,3 +75,18 @@ def test_an_address_without_a_scheme_shows_how_one_is_written() -> None:
         blocking.connect("localhost:6379")
     assert "redis://localhost:6379" in str(caught.value)
     assert "http+unix://" in str(caught.value)
+
+
+async def test_what_a_call_returned_is_entered_by_one_block_at_a_time() -> None:
+    """A second one would close what belongs to the first; afterwards it may be entered again."""
+    opening = llmspell_dist.connect("memory://twice")
+    async with opening as first:
+        with pytest.raises(RuntimeError, match=r"connect\(\) is entered already"):
+            await opening.__aenter__()
+        await first.state.set("agent:a", "k", 1)
+    async with opening as second:
+        assert second is not first
+        lease = second.leases.acquire("agent:a")
+        async with lease:
+            with pytest.raises(RuntimeError, match=r"acquire\(\) is entered already"):
+                await lease.__aenter__()

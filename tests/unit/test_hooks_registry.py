@@ -75,6 +75,17 @@ async def test_a_hook_that_comes_back_is_counted_once(spell: Spell) -> None:
         assert spell.hooks.counts()[PLACE].runs == number
 
 
+async def test_hooks_of_one_name_that_come_back_by_turns_are_counted_once(spell: Spell) -> None:
+    """Not only the one that went last is known again."""
+    hooks = [RegisteredHook(POINT, look, name="one") for _ in range(3)]
+    for number in range(1, 10):
+        hook = hooks[number % 3]
+        spell.hooks.add(hook)
+        await ran(spell)
+        spell.hooks.discard(hook)
+        assert spell.hooks.counts()[PLACE].runs == number
+
+
 def test_so_many_that_are_gone_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that went last."""
     monkeypatch.setattr(registries, "_MOST_GONE", 3)

@@ -93,17 +93,19 @@ def _changed(before: Mapping[Any, Any], pairs: list[tuple[Any, Any]]) -> Mapping
         return before
     taken = {name for (name, _), a in zip(pairs, before, strict=True) if name is a}
     changed: dict[Any, Any] = {}
+    numbers: dict[Any, int] = {}
     for (name, one), a in zip(pairs, before, strict=True):
-        changed[name if name is a else _free(name, taken)] = one
+        changed[name if name is a else _free(name, taken, numbers)] = one
     return changed
 
 
-def _free(name: Any, taken: set[Any]) -> Any:
-    number, free = 1, name
+def _free(name: Any, taken: set[Any], numbers: dict[Any, int]) -> Any:
+    number, free = numbers.get(name, 1), name  # those before it are taken
     while free in taken:
         number += 1
         free = (*name, number) if isinstance(name, tuple) else _numbered(name, number)
     taken.add(free)
+    numbers[name] = number
     return free
 
 
