@@ -20,7 +20,7 @@ import redis
 
 from llmspell_dist.redis import embedded
 
-__all__ = ["Server", "find_binary", "running_server"]
+__all__ = ["Server", "find_binary", "free_port", "running_server"]
 
 _START_LIMIT_SECONDS = 10.0
 
@@ -67,7 +67,7 @@ def running_server(binary: str, *options: str, unix: bool = False) -> Iterator[S
     ``unix``: let both sides use a unix socket instead of TCP.
     """
     with tempfile.TemporaryDirectory(prefix="llmspell-bench-") as folder:
-        port = _free_port()
+        port = free_port()
         command = [binary, "--port", str(port), "--bind", "127.0.0.1", "--dir", folder]
         command += ["--save", "", "--appendonly", "no", "--daemonize", "no", *options]
         unix_socket = f"{folder}/s" if unix else None
@@ -102,7 +102,8 @@ def _wait_until_ready(
     raise SystemExit(f"{binary} did not start: {log.read_text(errors='replace')[-500:]}")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that nobody has now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -17,6 +17,7 @@
 local queue, me, what = KEYS[1], ARGV[2], ARGV[3]
 
 --- @include "lib/bury"
+--- @include "lib/held"
 
 local dropped, given = 0, false
 local answers = {
@@ -24,14 +25,10 @@ local answers = {
     dropped = dropped + redis.call('XACK', queue, 'q', id) - redis.call('XDEL', queue, id)
   end,
   renew = function(id)
-    -- One that a full queue has dropped meanwhile: claimed, it would not be held any more.
-    if #redis.call('XRANGE', queue, id, id) > 0 then
-      redis.call('XCLAIM', queue, 'q', me, 0, id, 'JUSTID')
-    end
+    keep(queue, me, id)
   end,
   release = function(id, deliveries)
-    local counted = deliveries - tonumber(ARGV[5])
-    redis.call('XCLAIM', queue, 'q', me, 0, id, 'IDLE', 2000000000, 'RETRYCOUNT', counted, 'JUSTID')
+    give_back(queue, me, id, deliveries - tonumber(ARGV[5]))
     given = true
   end,
   bury = function(id, deliveries)

@@ -5,13 +5,14 @@
 -- ARGV[2] the queue's bell
 -- ARGV[3...] per event its id and how often it was handed out
 -- returns: how many events the consumer still holds, at most 1.
+--- @include "lib/held"
 local queue, me = KEYS[1], ARGV[1]
 local given = false
 for i = 3, #ARGV, 2 do
   local id = ARGV[i]
   local pending = redis.pcall('XPENDING', queue, 'q', id, id, 1, me)
   if type(pending) == 'table' and not pending.err and pending[1] then
-    redis.call('XCLAIM', queue, 'q', me, 0, id, 'IDLE', 2000000000, 'RETRYCOUNT', ARGV[i + 1], 'JUSTID')
+    give_back(queue, me, id, ARGV[i + 1])
     given = true
   end
 end

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -19,6 +18,7 @@ from benchmarks.http_load import load, loader
 from benchmarks.layout import Values
 from benchmarks.ours import NAMESPACE, OURS, open_ours
 from benchmarks.payloads import MAIN
+from benchmarks.server import free_port
 
 __all__ = ["ROWS", "running_sidecar"]
 
@@ -29,13 +29,6 @@ _ACCESS = '[anonymous]\ngrants = [{ scopes = ["agent:*"], verbs = ["read", "writ
 _CONNECTIONS = 32
 _LIMIT = 90e6
 _START_S = 20
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @asynccontextmanager
@@ -70,7 +63,7 @@ async def _process(port: int, *command: str) -> AsyncIterator[asyncio.subprocess
 @asynccontextmanager
 async def running_sidecar(bench: Bench) -> AsyncIterator[tuple[str, asyncio.subprocess.Process]]:
     """Run a sidecar with an access file, so that each request's rights are looked up."""
-    port = _free_port()
+    port = free_port()
     with tempfile.TemporaryDirectory(prefix="llmspell-bench-") as folder:
         access = Path(folder, "access.toml")
         access.write_text(_ACCESS, encoding="utf-8")  # noqa: ASYNC240 - before anything runs
@@ -82,7 +75,7 @@ async def running_sidecar(bench: Bench) -> AsyncIterator[tuple[str, asyncio.subp
 
 @asynccontextmanager
 async def _empty() -> AsyncIterator[str]:
-    port = _free_port()
+    port = free_port()
     command = (sys.executable, "-m", "granian", "--interface", "asgi", "--workers", "1")
     options = ("--loop", "uvloop", "--port", str(port), "benchmarks.empty_app:app")
     async with _process(port, *command, *options):
