@@ -241,6 +241,7 @@ class _Connecting(AsyncOpening[Spell]):
     def __init__(
         self, url: str | None, options: Options, namespace: str | None, token: Token
     ) -> None:
+        super().__init__()
         self._url = url
         self._options = options
         self._namespace = namespace

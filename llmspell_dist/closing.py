@@ -41,12 +41,15 @@ class AsyncOpening(Generic[T]):
     Who forgets both is told so where the mistake shows, not that some class lacks something.
     """
 
-    __slots__ = ("_opened",)
+    __slots__ = ("_entered", "_opened")
 
     call = ""
     """How users write the call."""
     blocking = ""
     """Its twin for code without an event loop."""
+
+    def __init__(self) -> None:
+        self._entered = False
 
     async def open(self) -> T:
         """Open it."""
@@ -56,15 +59,15 @@ class AsyncOpening(Generic[T]):
         return self.open().__await__()
 
     async def __aenter__(self) -> T:
-        if hasattr(self, "_opened"):
+        if self._entered:
             raise RuntimeError(f"{self.call} is entered already: each block needs its own")
-        self._opened: T | None = None
+        self._entered = True
         try:
-            self._opened = opened = await self.open()
+            self._opened = await self.open()
         except BaseException:
-            del self._opened
+            self._entered = False
             raise
-        return opened
+        return self._opened
 
     async def __aexit__(
         self,
@@ -72,10 +75,8 @@ class AsyncOpening(Generic[T]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        opened = self._opened
-        del self._opened
-        assert opened is not None  # noqa: S101 - entered before
-        await opened.__aexit__(kind, error, traceback)
+        self._entered = False
+        await self._opened.__aexit__(kind, error, traceback)
 
     if not TYPE_CHECKING:  # type checkers say it themselves
 

@@ -254,8 +254,9 @@ class Registry:
             if gone is not None:
                 rest = tuple(one for one in gone.hooks if one is not hook)
                 self._gone[hook.name, hook.point] = gone._replace(hooks=rest)
-        rings = self._rings()
-        for hook in self._here - here:
+        away = self._here - here
+        rings = self._rings() if away else {}
+        for hook in away:
             earlier, hooks = self._gone.pop((hook.name, hook.point), _Gone())
             if len(hooks) == _MOST_BACK:
                 earlier, hooks = earlier.plus(hooks[0], rings), hooks[1:]

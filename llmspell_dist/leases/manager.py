@@ -408,6 +408,7 @@ class _Acquiring(AsyncOpening[L]):
     blocking = "spell.leases of llmspell_dist.blocking.connect()"
 
     def __init__(self, take: Callable[..., Coroutine[Any, Any, L]], *arguments: Any) -> None:
+        super().__init__()
         self._take: Callable[..., Coroutine[Any, Any, L]] = take
         self._arguments = arguments
 
